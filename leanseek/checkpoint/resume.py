@@ -1,0 +1,79 @@
+"""Resume: the training state beside a checkpoint's weights: optimiser, step and whatever a stage must not forget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leanseek.checkpoint.directory import write_model
+from leanseek.errors import CheckpointError
+from leanseek.files import new_folder, write_json
+from leanseek.model.transformer import Transformer
+from leanseek.tokens.tokenizer import Tokenizer
+
+FOLDER, TENSORS, VALUES = "resume", "state.safetensors", "state.json"
+# Separates the keys of nested dictionaries; parameter names have dots, never this.
+SEPARATOR = "|"
+
+
+def save_checkpoint(
+    folder: str | Path, model: Transformer, tokenizer: Tokenizer | None, state: Mapping[str, Any]
+) -> None:
+    """Save a model folder with its training state, whole or not at all.
+
+    Args:
+        folder: where to.
+        model, tokenizer: as in `directory.save_model`.
+        state: nested dictionaries of tensors and JSON values.
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; nothing else was touched.
+    """
+    try:
+        with new_folder(folder) as temporary:
+            write_model(model, temporary, tokenizer)
+            (temporary / FOLDER).mkdir()
+            flat = dict(_flatten(state))
+            tensors = {key: value.detach().contiguous() for key, value in flat.items() if isinstance(value, Tensor)}
+            save_file(tensors, temporary / FOLDER / TENSORS)
+            values = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
+            write_json(temporary / FOLDER / VALUES, values)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be saved ({error}); earlier checkpoints are untouched, and the run goes on from the last"
+        ) from None
+
+
+def load_state(folder: str | Path) -> dict[str, Any]:
+    """Return the training state that `save_checkpoint` put beside a model.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = Path(folder) / FOLDER
+    try:
+        flat: dict[str, Any] = dict(load_file(path / TENSORS))
+        flat |= json.loads((path / VALUES).read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: the training state is missing or damaged ({error})") from None
+    state: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(SEPARATOR)
+        node = state
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return state
+
+
+def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}{SEPARATOR}")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,113 @@
+"""App: the command line's entry: finds the command, runs it, and turns failures into a sentence and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+import leanseek
+from leanseek import variables
+from leanseek.cli.overrides import split_settings
+from leanseek.errors import LeanseekError, UsageError
+from leanseek.log import say
+
+# Command -> where it is. A module is imported only when its command, or a list of all, is asked for.
+COMMANDS = {
+    "make": "leanseek.cli.make:make",
+    "tokenizer": "leanseek.cli.stage:tokenizer",
+    "pretrain": "leanseek.cli.stage:pretrain",
+    "sft": "leanseek.cli.stage:sft",
+    "grpo": "leanseek.cli.stage:grpo",
+    "eval": "leanseek.cli.eval:eval_",
+    "report": "leanseek.cli.report:report",
+    "serve": "leanseek.cli.serve:serve",
+    "chat": "leanseek.cli.chat:chat",
+    "demo": "leanseek.cli.demo:demo",
+    "models": "leanseek.cli.listing:models",
+    "envs": "leanseek.cli.listing:envs",
+    "recipes": "leanseek.cli.listing:recipes",
+}
+# Those that take any setting of a recipe as an option.
+WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo")
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def app() -> App:
+    """Return the command line as cyclopts sees it."""
+    line = App(
+        name="leanseek",
+        help="Small DeepSeek models on any machine: from nothing to a served reasoner.\n\nExample: leanseek make laptop",
+        version=leanseek.__version__,
+        default_parameter=Parameter(negative=()),
+        sort_key=0,
+        result_action="return_value",
+    )
+    for order, (name, path) in enumerate(COMMANDS.items()):
+        line.command(path, name=name, sort_key=order)
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Args:
+        arguments: without the program's name; None: this process's.
+    """
+    tracebacks = False
+    try:
+        variables.check()
+        tracebacks = variables.traceback()
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "stopped")
+        return INTERRUPTED
+    except LeanseekError as error:
+        if tracebacks:
+            raise
+        say(f"leanseek: {error}")
+        return error.exit_status
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain once more when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (OSError, MemoryError) as error:
+        if tracebacks:
+            raise
+        say(f"leanseek: {_of_system(error)}")
+        return 1
+    return 0
+
+
+def _run(tokens: list[str]) -> None:
+    settings = None
+    if tokens and tokens[0] in WITH_SETTINGS:
+        rest, settings = split_settings(tokens[1:], section=None if tokens[0] == "make" else tokens[0])
+        tokens = [tokens[0], *rest]
+    line = app()
+    try:
+        command, bound, ignored = line.parse_args(tokens, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    if "settings" in ignored:
+        bound.arguments["settings"] = settings
+    result = command(*bound.args, **bound.kwargs)
+    assert not inspect.isawaitable(result), "no command is a coroutine"
+
+
+def _of_system(error: OSError | MemoryError) -> str:
+    """Say what the system refused."""
+    if isinstance(error, MemoryError):
+        return "out of memory; what was saved is whole: go on on a larger machine, or with smaller batches"
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}the disk is full; what was saved before is whole: free some space and run the same command again"
+        )
+    return f"{where}{error.strerror or error}"

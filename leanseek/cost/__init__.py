@@ -1,0 +1,1 @@
+"""What a run costs: hardware figures, energy meters, the ledger and the model card."""

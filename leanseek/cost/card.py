@@ -1,0 +1,256 @@
+"""Model card: what a model is, how it was made, what it can, what it cost and how to use it, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leanseek.cost.energy import describe_meter
+from leanseek.units import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_joules,
+    format_percent,
+    format_seconds,
+    format_usd,
+    format_watt_hours,
+)
+
+STAGE_TITLES = {
+    "tokenizer": "Tokenizer",
+    "pretrain": "Pretraining",
+    "sft": "SFT (cold start)",
+    "grpo": "GRPO (reinforcement learning)",
+    "eval": "Evaluation",
+}
+# Models that are compared, in the order in which they are made.
+COMPARED = {"base": "pretrained", "sft": "after SFT", "grpo": "after GRPO"}
+NOTHING = "-"
+
+FRONT_MATTER = """\
+---
+license: mit
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- leanseek
+- deepseek_v3
+- mixture-of-experts
+- grpo
+- reasoning
+- trained-from-scratch
+---"""
+
+
+def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Write the MODEL_CARD.md of a run, finished or not: what is not known yet is left out.
+
+    Args:
+        summary: what summary.json holds.
+        recipe: the resolved settings, `recipe.model_dump()`.
+    Returns:
+        Markdown with a Hugging Face front matter.
+    """
+    sections = (
+        f"# {_text(recipe.get('name') or 'leanseek model')}",
+        _what_it_is(summary),
+        _what_it_can(summary),
+        _how_it_was_made(summary, recipe),
+        _data(recipe),
+        _cost(summary, recipe),
+        _limits(summary),
+        USE,
+    )
+    return FRONT_MATTER + "\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def share_with_interval(share: float | None, interval: Sequence[float] | None = None) -> str:
+    """Return an accuracy as "62.3% (58.0-66.4)", or "-" where there is none."""
+    if share is None:
+        return NOTHING
+    if not interval:
+        return format_percent(share)
+    return f"{format_percent(share)} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+
+
+def _what_it_is(summary: Mapping[str, Any]) -> str:
+    model = summary.get("model", {})
+    size = ""
+    if model.get("parameters"):
+        active = model.get("active_parameters")
+        size = f" of {format_count(model['parameters'])} parameters"
+        size += f", of which a token uses {format_count(active)}" if active else ""
+    machine = summary.get("machine", {})
+    made_on = ""
+    if machine.get("processor"):
+        cores = f", {machine['cores']} cores" if machine.get("cores") else ""
+        made_on = f" It was made on one machine ({_text(machine['processor'])}{cores})."
+    return (
+        f"A language model of the DeepSeek-V3 architecture{size}, made from nothing by leanseek: corpus, tokenizer, "
+        "pretraining, supervised fine-tuning on worked solutions, and reinforcement learning with verifiable "
+        f"rewards (GRPO). It thinks between `<think>` and `</think>`, then answers.{made_on}"
+    )
+
+
+def _what_it_can(summary: Mapping[str, Any]) -> str:
+    accuracy: Mapping[str, Any] = summary.get("accuracy") or {}
+    if not accuracy:
+        return "## What it can\n\nIt has not been evaluated yet."
+    stages = [stage for stage in COMPARED if any(stage in values for values in accuracy.values())]
+    rows = [["task", *(COMPARED[stage] for stage in stages), "problems"]]
+    for environment, values in accuracy.items():
+        intervals = values.get("interval") or {}
+        cells = [share_with_interval(values.get(stage), intervals.get(stage)) for stage in stages]
+        rows.append([_text(environment), *cells, str(values.get("n", NOTHING))])
+    parts = [
+        "## What it can",
+        "Share of held-out problems answered right (greedy decoding; 95% intervals in brackets). These "
+        "problems are in no training stage.",
+        _table(rows),
+    ]
+    last = stages[-1] if stages else "grpo"
+    further = []
+    for environment, values in accuracy.items():
+        passes = (values.get("pass_at_k") or {}).get(last) or {}
+        shown = [f"pass@{k} {format_percent(share)}" for k, share in passes.items() if share is not None]
+        sound = (values.get("sound") or {}).get(last)
+        if sound is not None:
+            shown.append(f"thinking that is right line by line in {format_percent(sound)} of the right answers")
+        if shown:
+            further.append(f"- {_text(environment)}, {COMPARED[last]}: {', '.join(shown)}")
+    if further:
+        parts.append("\n".join(further))
+    figures = _figures(summary)
+    if figures:
+        parts.append("\n".join(f"- {line}" for line in figures))
+    return "\n\n".join(parts)
+
+
+def _figures(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    pretrain = summary.get("pretrain", {})
+    if pretrain.get("bits_per_byte") is not None:
+        lines.append(f"validation text: {pretrain['bits_per_byte']:.3f} bits per byte")
+    acceptance = summary.get("mtp", {}).get("acceptance")
+    if acceptance is not None:
+        lines.append(f"tokens drafted by the MTP layer that are accepted: {format_percent(acceptance)}")
+    return lines
+
+
+def _how_it_was_made(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    lines = []
+    for stage, title in STAGE_TITLES.items():
+        done, settings = summary.get(stage, {}), recipe.get(stage) or {}
+        facts = []
+        if done.get("steps"):
+            facts.append(f"{done['steps']:,} steps")
+        if done.get("tokens"):
+            facts.append(f"{format_count(done['tokens'])} tokens")
+        optimiser = settings.get("optimiser") or {}
+        if optimiser:
+            facts.append(f"{optimiser.get('name')} at {optimiser.get('lr')}")
+        vocabulary = done.get("vocab_size") or settings.get("vocab_size")
+        if stage == "tokenizer":
+            facts.append("byte-level BPE" + (f" of {vocabulary:,} tokens" if vocabulary else ""))
+        if stage == "grpo" and settings:
+            facts.append(f"{settings.get('prompts_per_step')} problems x {settings.get('samples_per_prompt')} samples")
+        if stage in summary or settings:
+            state = "" if done.get("done") else " (not finished)"
+            lines.append(f"- **{title}**{state}{': ' if facts else ''}{', '.join(facts)}")
+    if not lines:
+        return ""
+    seed = f" Seed {recipe['seed']}; the settings are in `recipe.toml`." if "seed" in recipe else ""
+    return "## How it was made\n\n" + "\n".join(lines) + (f"\n\n{seed.strip()}" if seed else "")
+
+
+def _data(recipe: Mapping[str, Any]) -> str:
+    sources = (recipe.get("data") or {}).get("sources") or ()
+    environments = ", ".join(_text(name) for name in recipe.get("environments") or ())
+    if sources:
+        corpus = f"Pretraining text: {', '.join(_text(source) for source in sources)}, given by whoever made the model."
+    else:
+        corpus = (
+            "Pretraining text: generated by leanseek's own seeded code; nothing was downloaded, nothing is personal."
+        )
+    tasks = f" SFT and GRPO use generated problems of {environments}." if environments else ""
+    return f"## Data\n\n{corpus}{tasks}"
+
+
+def _cost(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    totals = summary.get("totals") or {}
+    staged = {stage: summary[stage] for stage in STAGE_TITLES if summary.get(stage, {}).get("seconds") is not None}
+    if not totals and not staged:
+        return ""
+    rows = [["stage", "time", "tokens", "compute", "energy", "money", "peak memory"]]
+    rows += [[STAGE_TITLES[stage], *_cost_cells(values)] for stage, values in staged.items()]
+    if totals:
+        rows.append(["**all**", *_cost_cells(totals)])
+    parts = ["## What it cost", _table(rows)]
+    price = (recipe.get("cost") or {}).get("usd_per_hour")
+    notes = []
+    if totals.get("joules") is not None:
+        meter = describe_meter(str(totals.get("meter") or ""))
+        notes.append(f"Energy ({format_watt_hours(totals['joules'])} in all): {meter}.")
+    if price is not None:
+        notes.append(f"Money: {format_usd(price)} for an hour of the machine.")
+    notes.append("Compute is counted by formula: the matrix products of the model, two operations a multiply-add.")
+    parts.append(" ".join(notes))
+    return "\n\n".join(parts)
+
+
+def _cost_cells(values: Mapping[str, Any]) -> list[str]:
+    shown = (
+        ("seconds", format_seconds),
+        ("tokens", format_count),
+        ("flops", format_flops),
+        ("joules", format_joules),
+        ("usd", format_usd),
+        ("peak_memory_bytes", format_bytes),
+    )
+    return [NOTHING if not values.get(key) else show(values[key]) for key, show in shown]
+
+
+def _limits(summary: Mapping[str, Any]) -> str:
+    parameters = summary.get("model", {}).get("parameters")
+    size = f"With {format_count(parameters)} parameters it" if parameters else "It"
+    return (
+        "## Limits\n\n"
+        f"- {size} knows the tasks that it was trained on, in the wording that it was trained on; it is not an "
+        "assistant, and knows nothing of the world beyond its corpus.\n"
+        "- A right answer does not prove right thinking: the table says how often both hold.\n"
+        "- It was not trained to refuse anything and must not decide anything about people."
+    )
+
+
+USE = """\
+## Use
+
+```
+leanseek chat FOLDER      # in the terminal, the thinking dimmed
+leanseek serve FOLDER     # OpenAI-compatible: POST /v1/chat/completions
+```
+
+`FOLDER` is the run folder or a checkpoint in it. The checkpoint is a Hugging Face folder of architecture
+`DeepseekV3ForCausalLM`, so transformers loads it too:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+```"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    """Return a name on one line, with nothing in it that Markdown or HTML would act on."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{c}" if c in "\\`*[]|<>#" else c for c in text)

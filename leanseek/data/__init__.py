@@ -1,0 +1,1 @@
+"""From text and problems to batches of token ids."""

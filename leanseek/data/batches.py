@@ -1,0 +1,140 @@
+"""Batch: what one training step sees; and the source of pretraining batches with an exact position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from leanseek.errors import DataError
+from leanseek.model.segments import Segments
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Packed tokens with what each must predict.
+
+    Args:
+        tokens_T: inputs; int64.
+        targets_T: the token after each, or IGNORED where nothing is learnt.
+        second_targets_T: the token after that (for MTP), or IGNORED.
+        next_tokens_T: the token after each as MTP's input (its target where there is one, else any).
+        segments: which tokens belong together.
+    """
+
+    tokens_T: Tensor
+    targets_T: Tensor
+    second_targets_T: Tensor
+    next_tokens_T: Tensor
+    segments: Segments
+
+    @cached_property
+    def learnt(self) -> int:
+        """How many tokens have a target."""
+        return int((self.targets_T != IGNORED).sum())
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing: how these batches come about needs no figures."""
+        return {}
+
+    def pieces(self, count: int, tokens: int | None) -> list[tuple[Batch, float]]:
+        """Return `count` parts of whole segments, or more where a part would have over `tokens` tokens.
+
+        Each comes with its share of the batch's targets, so that the parts' mean losses, weighted by
+        it, sum to the batch's mean loss. (The MTP and balance terms take the same share.)
+        """
+        size = -(-self.segments.tokens // count)
+        if tokens is not None:
+            size = min(size, tokens)
+        if size >= self.segments.tokens:
+            return [(self, 1.0)]
+        parts = []
+        for first, last in self.segments.chunks(size):
+            start = self.segments.starts[first]
+            end = self.segments.starts[last - 1] + self.segments.lengths[last - 1]
+            rows = [t[start:end] for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
+            part = Batch(*rows, Segments(self.segments.lengths[first:last], device=self.segments.device))
+            parts.append((part, part.learnt / max(self.learnt, 1)))
+        return parts
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        if self.tokens_T.device == torch.device(device):
+            return self
+        moved = [t.to(device) for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
+        return Batch(*moved, Segments(self.segments.lengths, self.segments.prefixes, device=device))
+
+
+class TokenStream:
+    """Shuffled fixed-length windows over one long row of tokens, documents packed end to end.
+
+    As in V3, attention may cross documents inside a window (each starts with BOS).
+
+    Args:
+        tokens: the corpus; int32, [tokens].
+        sequence_tokens: inputs of one window.
+        batch_sequences: windows of one batch.
+        seed: of the order; every pass over the data has its own.
+    Raises:
+        DataError: fewer tokens than one batch needs.
+    """
+
+    def __init__(self, tokens: Tensor, sequence_tokens: int, batch_sequences: int, seed: int) -> None:
+        self.tokens, self.length, self.rows, self.seed = tokens, sequence_tokens, batch_sequences, seed
+        self.windows = (len(tokens) - 2) // sequence_tokens
+        if self.windows < batch_sequences:
+            raise DataError(
+                f"the corpus has {len(tokens)} tokens; one batch of {batch_sequences} x {sequence_tokens} needs "
+                f"{batch_sequences * sequence_tokens + 2}: give more text, or lower pretrain.batch_sequences"
+            )
+        self.batches_per_pass = self.windows // batch_sequences
+        self._order: tuple[int, Tensor] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step; the same step always gives the same batch."""
+        epoch, index = divmod(step, self.batches_per_pass)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(self.windows, generator=generator))
+        chosen = self._order[1][index * self.rows : (index + 1) * self.rows]
+        return self._windows(chosen)
+
+    def validation(self, rows: int) -> list[Batch]:
+        """Return every window once, in order, `rows` to a batch; the last batch may be smaller."""
+        return [self._windows(part) for part in torch.arange(self.windows).split(rows)]
+
+    def _windows(self, chosen: Tensor) -> Batch:
+        at = (chosen * self.length)[:, None] + torch.arange(self.length + 2)
+        rows = self.tokens[at].long()
+        inputs, targets, second = rows[:, :-2].reshape(-1), rows[:, 1:-1].reshape(-1), rows[:, 2:].reshape(-1)
+        return Batch(inputs, targets, second, targets, Segments((self.length,) * len(chosen)))
+
+
+def packed_examples(examples: list[tuple[list[int], list[bool]]]) -> Batch:
+    """Pack conversations, one segment each, with loss only where an example says so.
+
+    Args:
+        examples: (token ids, whether the token at that place must be learnt).
+    """
+    tokens: list[int] = []
+    targets: list[int] = []
+    second: list[int] = []
+    following: list[int] = []
+    for ids, learnt in examples:
+        wanted = [token if keep else IGNORED for token, keep in zip(ids, learnt, strict=True)]
+        tokens += ids[:-1]
+        targets += wanted[1:]
+        second += [*wanted[2:], IGNORED]
+        following += ids[1:]
+    lengths = tuple(len(ids) - 1 for ids, _ in examples)
+    return Batch(
+        torch.tensor(tokens), torch.tensor(targets), torch.tensor(second), torch.tensor(following), Segments(lengths)
+    )
+
+

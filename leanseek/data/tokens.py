@@ -1,0 +1,132 @@
+"""TokenisedCorpus: a run's text as token ids, made once and kept in the run folder, so that resuming is exact."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leanseek.data.corpus import documents
+from leanseek.data.sources import read_documents
+from leanseek.envs.environment import load_environment
+from leanseek.errors import DataError
+from leanseek.files import new_folder, write_json
+from leanseek.log import progress
+from leanseek.settings import Recipe
+from leanseek.tokens.tokenizer import Tokenizer
+
+# Documents that are encoded in one call.
+ENCODED_AT_ONCE = 2_000
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """Counts of a corpus.
+
+    Args:
+        documents: of both parts.
+        train_tokens, validation_tokens: each document's BOS counted.
+        validation_bytes: UTF-8 bytes of the validation text.
+    """
+
+    documents: int
+    train_tokens: int
+    validation_tokens: int
+    validation_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedCorpus:
+    """Token ids, documents end to end, each after a BOS.
+
+    Args:
+        train, validation: int32.
+        facts: counts.
+    """
+
+    train: Tensor
+    validation: Tensor
+    facts: CorpusFacts
+
+    def save(self, folder: Path) -> None:
+        """Write the corpus, whole or not at all."""
+        try:
+            with new_folder(folder) as temporary:
+                save_file({"train": self.train, "validation": self.validation}, temporary / "tokens.safetensors")
+                write_json(temporary / "facts.json", asdict(self.facts))
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{folder} cannot be written ({error})") from None
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenisedCorpus:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        try:
+            tensors = load_file(folder / "tokens.safetensors")
+            facts = CorpusFacts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
+            return cls(tensors["train"], tensors["validation"], facts)
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"{folder}: the corpus is missing or damaged ({error}); start afresh with --fresh") from None
+
+
+def recipe_documents(recipe: Recipe) -> Iterator[str]:
+    """Yield a recipe's documents: the user's own if it names sources, else the embedded corpus."""
+    if recipe.data.sources:
+        return read_documents(recipe.data.sources)
+    tasks = [load_environment(name) for name in recipe.environments]
+    return documents(recipe.seed, recipe.data.documents, tasks, recipe.levels)
+
+
+def train_tokenizer(recipe: Recipe, vocab_size: int) -> Tokenizer:
+    """Learn a recipe's vocabulary from its first documents.
+
+    Raises:
+        DataError: there is no text.
+    """
+    texts = list(itertools.islice(recipe_documents(recipe), recipe.tokenizer.training_documents))
+    if not texts:
+        raise DataError(f"data.sources = {', '.join(recipe.data.sources)}: there is no text in it")
+    return Tokenizer.train(texts, vocab_size)
+
+
+def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
+    """Encode a recipe's documents; every n-th is kept for validation.
+
+    Raises:
+        DataError: there are too few documents to keep any for validation.
+    """
+    every = max(2, round(1 / recipe.data.validation_fraction))
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    count = validation_bytes = 0
+    total = None if recipe.data.sources else recipe.data.documents
+    with progress(total, "encoding the corpus, documents") as bar:
+        for texts in _batched(recipe_documents(recipe), ENCODED_AT_ONCE):
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+                held_out = count % every == every - 1
+                parts[held_out].append(torch.tensor([tokenizer.bos_id, *ids], dtype=torch.int32))
+                validation_bytes += len(text.encode()) if held_out else 0
+                count += 1
+            bar.advance(len(texts))
+    if not parts[True]:
+        raise DataError(
+            f"{count} documents are too few to keep one in {every} for validation (data.validation_fraction = "
+            f"{recipe.data.validation_fraction}); give more text, in more files or lines"
+        )
+    train, validation = torch.cat(parts[False]), torch.cat(parts[True])
+    return TokenisedCorpus(train, validation, CorpusFacts(count, len(train), len(validation), validation_bytes))
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,69 @@
+"""Traces: worked solutions as training conversations, for SFT's cold start."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from leanseek.data.batches import Batch, packed_examples
+from leanseek.envs.environment import Environment
+from leanseek.messages import Message
+from leanseek.tokens.chat import ChatFormat
+
+# SFT, RL and the corpus draw from the training split with seeds of their own.
+TRACE_SEED = 500_000
+
+Example = tuple[list[int], list[bool]]
+
+
+def traces(
+    chat: ChatFormat,
+    environments: Sequence[Environment],
+    count: int,
+    *,
+    levels: Mapping[str, Sequence[int]],
+    seed: int,
+    skip: float,
+) -> list[Example]:
+    """Return `count` conversations per environment, environments in turn.
+
+    Args:
+        chat: turns messages into ids.
+        environments: whose training problems are solved.
+        count: per environment.
+        levels: environment name -> levels used; default: all.
+        seed: the same seed gives the same traces.
+        skip: chance that a trace leaves a step out of its thinking and does it in the head.
+    """
+    rng = random.Random(f"traces/{seed}")
+    sources = [(e, e.problems("train", TRACE_SEED + seed, levels.get(e.name))) for e in environments]
+    examples = []
+    for _ in range(count):
+        for environment, problems in sources:
+            problem = next(problems)
+            solution = environment.solution(problem, rng, skip)
+            examples.append(chat.example([Message("user", problem.prompt), solution]))
+    return examples
+
+
+class TraceBatches:
+    """Shuffled batches of conversations; the same step always gives the same batch.
+
+    Args:
+        examples: all conversations.
+        batch: conversations of one batch; at most all of them.
+        seed: of the order; every pass has its own.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch: int, seed: int) -> None:
+        self.examples, self.rows, self.seed = examples, min(batch, len(examples)), seed
+        self.batches_per_pass = len(examples) // self.rows
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        epoch, index = divmod(step, self.batches_per_pass)
+        order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        chosen = order[index * self.rows : (index + 1) * self.rows].tolist()
+        return packed_examples([self.examples[i] for i in chosen])

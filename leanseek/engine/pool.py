@@ -1,0 +1,74 @@
+"""EnginePool: several engines on one model, a worker thread each, for large batches of prompts known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from leanseek.engine.engine import Engine
+from leanseek.engine.request import Output, SamplingParams
+from leanseek.kernels.threads import run_all
+from leanseek.model.transformer import Transformer
+from leanseek.tokens.tokenizer import Tokenizer
+
+
+class EnginePool:
+    """Answers prompts as one `Engine.generate` would, in `workers` threads that meet only at the end.
+
+    Args:
+        workers: engines; prompts are dealt to them in turn.
+        model, tokenizer, max_batch, max_context_tokens, record_experts: as `Engine`; the batch is shared out.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        workers: int = 1,
+        max_batch: int = 64,
+        max_context_tokens: int | None = None,
+        record_experts: bool = False,
+    ) -> None:
+        self.engines = [
+            Engine(
+                model,
+                tokenizer,
+                max_batch=-(-max_batch // workers),
+                max_context_tokens=max_context_tokens,
+                record_experts=record_experts,
+            )
+            for _ in range(workers)
+        ]
+        self.config, self.model, self.tokenizer, self.chat = model.config, model, tokenizer, self.engines[0].chat
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Output]:
+        """Answer prompts; return the replies in order, each prompt's n side by side. As `Engine.generate`.
+
+        Without a seed a reply depends on the engine that drew it: give one where replies must repeat.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        count = len(self.engines)
+        done = [0] * count
+
+        def task(worker: int) -> Callable[[], list[Output]]:
+            def note(finished: int) -> None:
+                done[worker] = finished
+                if on_progress is not None:
+                    on_progress(sum(done))
+
+            return lambda: self.engines[worker].generate(prompts[worker::count], each[worker::count], on_progress=note)
+
+        parts = run_all([task(worker) for worker in range(min(count, max(len(prompts), 1)))])
+        outputs: list[Output] = []
+        taken = [0] * count
+        for index, one in enumerate(each):
+            worker = index % count
+            outputs += parts[worker][taken[worker] : taken[worker] + one.n]
+            taken[worker] += one.n
+        return outputs

@@ -1,0 +1,90 @@
+"""Sampling: logits -> one token a row, with its log-probability; randomness is a seed and a place, no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingRows:
+    """What the rows of one sampling call ask for.
+
+    Args:
+        temperature_S: float32; 0 means greedy.
+        top_p_S, min_p_S: float32; 1 and 0 leave all tokens in.
+        top_k_S: int64; 0 leaves all tokens in.
+        seed_S: int64.
+        place_S: how many tokens the row has had; int64. Seed and place alone decide the draw, so
+            a request gets the same tokens whatever else is in the batch.
+        greedy, plain: whether no row draws; whether no row cuts the distribution.
+        unit: whether every row's temperature is 1.
+    """
+
+    temperature_S: Tensor
+    top_p_S: Tensor
+    min_p_S: Tensor
+    top_k_S: Tensor
+    seed_S: Tensor
+    place_S: Tensor
+    greedy: bool
+    plain: bool
+    unit: bool
+
+
+def sample(logits_SW: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """Draw one token a row.
+
+    Args:
+        logits_SW: any float dtype.
+        rows: what each row asks for.
+    Returns:
+        tokens_S int64, and logprobs_S float32: the token's log-probability under the softmax of
+        logits / temperature (of the logits themselves for greedy rows), before any cut.
+    """
+    logits_SW = logits_SW.float()
+    if rows.greedy:
+        logprobs_SW = torch.log_softmax(logits_SW, dim=-1)
+        logprobs_S, tokens_S = logprobs_SW.max(dim=-1)
+        return tokens_S, logprobs_S
+    if not rows.unit:
+        scale_S = torch.where(rows.temperature_S > 0, rows.temperature_S, 1.0)
+        logits_SW = logits_SW / scale_S[:, None]
+    logprobs_SW = torch.log_softmax(logits_SW, dim=-1)
+    shares_SW = logprobs_SW.exp()
+    if not rows.plain:
+        shares_SW = _cut(shares_SW, rows)
+    reach_SW = shares_SW.cumsum(dim=-1)
+    draw_S1 = uniform(rows.seed_S, rows.place_S)[:, None] * reach_SW[:, -1:]
+    tokens_S = torch.searchsorted(reach_SW, draw_S1, right=True).squeeze(1)
+    tokens_S = tokens_S.clamp_(max=logits_SW.shape[1] - 1)
+    if not rows.unit:
+        tokens_S = torch.where(rows.temperature_S > 0, tokens_S, logprobs_SW.argmax(dim=-1))
+    return tokens_S, logprobs_SW.gather(1, tokens_S[:, None]).squeeze(1)
+
+
+def uniform(seed_S: Tensor, place_S: Tensor) -> Tensor:
+    """Return a number in [0, 1) for each (seed, place): a counter-based generator.
+
+    Source: SplitMix64 (Steele, Lea, Flood 2014); int64 products wrap, shifts are made logical by a mask.
+    """
+    z = seed_S * -7046029254386353131 + (place_S + 1) * -4658895280553007687
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    z = z ^ ((z >> 31) & 0x1FFFFFFFF)
+    return ((z >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def _cut(shares_SW: Tensor, rows: SamplingRows) -> Tensor:
+    """Zero what top-k, top-p and min-p leave out; the most likely token always stays."""
+    ordered_SW, index_SW = shares_SW.sort(dim=-1, descending=True)
+    rank_W = torch.arange(shares_SW.shape[1], device=shares_SW.device)
+    keep = (rows.top_k_S[:, None] == 0) | (rank_W < rows.top_k_S[:, None])
+    before = ordered_SW.cumsum(dim=-1) - ordered_SW
+    # The sum of all shares may round to more than 1, so "everything" is not left to the comparison.
+    keep &= (before < rows.top_p_S[:, None]) | (rows.top_p_S[:, None] >= 1)
+    keep &= ordered_SW >= rows.min_p_S[:, None] * ordered_SW[:, :1]
+    keep[:, 0] = True
+    return torch.zeros_like(shares_SW).scatter_(1, index_SW, ordered_SW * keep)

@@ -1,0 +1,294 @@
+"""countdown: reach a target from a few numbers with + - * /, each used at most once."""
+
+from __future__ import annotations
+
+import operator
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import lru_cache
+
+from leanseek.envs.environment import LABELS, Environment, Problem
+from leanseek.messages import Message
+
+LARGEST = 99  # of every value that a worked solution passes through
+RANGES = {2: 49, 3: 20, 4: 12}  # level -> largest number given: fewer numbers, larger ones, so that none run out
+HIT = 0.4  # chance that a written try is one that succeeds: the same at each try, so that length tells nothing
+MOST_FAILURES = 8
+OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+_MERGE = re.compile(r"([a-j]) ([a-j])([-+*/])([a-j]) ([0-9]{1,2})([-+*/])([0-9]{1,2})=([0-9]{1,2})((?: [a-j])+)")
+_TOKEN = re.compile(r" *([0-9]+|[-+*/()]) *")
+
+# A labelled value and the expression that it came from.
+Item = tuple[str, int, str]
+# Which two labels are joined, larger value first, by which operation.
+Merge = tuple[str, str, str]
+
+
+class Countdown(Environment):
+    """Lines `a 25`, then `make 54`. All given numbers are needed, as far as whole numbers up to 99 go.
+
+    The thinking is a list of tries. `d a-c 25-7=18 b d` joins two numbers into a new one and says which are left;
+    once two are left, `18 3 +21 -15 *54 /6 |54 *` writes all that they make beside the target, and the
+    operation that hits it, or `no`. Larger first, always; x is what is not a whole number up to 99.
+    """
+
+    name = "countdown"
+    description = "reach a target from a few numbers with + - * /"
+    levels = (2, 3, 4)
+
+    def draw(self, level: int, rng: random.Random) -> Problem:
+        """Draw `level` numbers and a target that takes all of them."""
+        while True:
+            numbers = tuple(rng.randint(1, RANGES[level]) for _ in range(level))
+            items = _items(numbers)
+            while len(items) > 1:
+                steps = [(x, y, op) for x, y in _pairs(items) for op in _useful(x[1], y[1])]
+                if not steps:
+                    break
+                items = _join(items, *rng.choice(steps))
+            if len(items) == 1 and items[0][1] not in _fewer(tuple(sorted(numbers))):
+                break
+        target, answer = items[0][1], items[0][2].removeprefix("(").removesuffix(")")
+        lines = [*(f"{LABELS[i]} {number}" for i, number in enumerate(numbers)), f"make {target}"]
+        key = " ".join(map(str, sorted(numbers))) + f" = {target}"
+        data = {"numbers": numbers, "target": target, "answer": answer}
+        return Problem(self.name, level, "\n".join(lines), data, key)
+
+    def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
+        """Write tries that fail, then one that succeeds; a failure is left out with chance `skip`."""
+        target = problem.data["target"]
+        good: list[list[str]] = []
+        bad: list[list[str]] = []
+        expression_of: dict[str, str] = {}
+        for merges in _tries(_items(problem.data["numbers"])):
+            lines, expression = _write(_items(problem.data["numbers"]), merges, target)
+            (good if expression else bad).append(lines)
+            expression_of["\n".join(lines)] = expression
+        written: list[str] = []
+        for _ in range(MOST_FAILURES):
+            if not bad or rng.random() < HIT:
+                break
+            failure = bad.pop(rng.randrange(len(bad)))
+            if rng.random() >= skip:
+                written += failure
+        success = rng.choice(good)
+        return Message("assistant", expression_of["\n".join(success)], "\n".join(written + success))
+
+    def check(self, problem: Problem, answer: str) -> bool:
+        """Whether the answer is an expression of the given numbers, each at most once, that makes the target."""
+        parsed = evaluate(answer)
+        if parsed is None:
+            return False
+        value, used = parsed
+        return value == problem.data["target"] and not Counter(used) - Counter(problem.data["numbers"])
+
+    def wrong_answer(self, problem: Problem) -> str:
+        """Return the sum of the first two numbers, or their difference where the sum is right."""
+        a, b = problem.data["numbers"][:2]
+        return f"{a}+{b}" if a + b != problem.data["target"] else f"{a}-{b}"
+
+    def practice(self, rng: random.Random) -> str:
+        """Return a finishing line by itself: what two numbers make, and whether one of them is the target."""
+        while True:
+            a, b = rng.randint(1, LARGEST), rng.randint(1, RANGES[3])
+            made = [v for v in _values(max(a, b), min(a, b)).values() if v]
+            target = rng.choice(made) if rng.random() < HIT else rng.randint(1, LARGEST)
+            numbers = sorted((a, b))
+            # The line is all the thinking that a problem of level 2 needs, so held-out ones are left out.
+            if Problem(self.name, 2, "", {}, f"{numbers[0]} {numbers[1]} = {target}").split == "train":
+                return _finish(max(a, b), min(a, b), target)[0]
+
+    def audit(self, problem: Problem, reasoning: str) -> bool:
+        """Whether every try joins what is there, computes and judges it right, and the last alone succeeds."""
+        start = _items(problem.data["numbers"])
+        items = start
+        lines = reasoning.split("\n")
+        for number, line in enumerate(lines):
+            if len(items) > 2:
+                match = _MERGE.fullmatch(line)
+                joined = None if match is None else _read_merge(items, match)
+                if joined is None:
+                    return False
+                items = joined
+                continue
+            x, y = next(_pairs(items))
+            expected, _, verdict = _finish(x[1], y[1], problem.data["target"])[0].rpartition(" ")
+            shown, _, said = line.rpartition(" ")
+            hits = [op for op, value in _values(x[1], y[1]).items() if value == problem.data["target"]]
+            if shown != expected or said not in (hits or [verdict]) or bool(hits) != (number == len(lines) - 1):
+                return False
+            items = start
+        return items is start
+
+
+def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
+    """Return an expression's exact value and the numbers in it, or None where it is not an expression.
+
+    Whole numbers without leading zeros, + - * /, brackets and spaces; no sign in front of a number. Nothing
+    recurses and nothing is executed, so that any text can be given.
+    """
+    values: list[Fraction] = []
+    waiting: list[str] = []
+    used: list[int] = []
+    at, wants_value = 0, True
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            return None
+        token, at = match[1], match.end()
+        if wants_value:
+            if token == "(":
+                waiting.append(token)
+                continue
+            if not token.isdigit() or (token[0] == "0" and token != "0"):
+                return None
+            used.append(int(token))
+            values.append(Fraction(used[-1]))
+            wants_value = False
+            continue
+        if token == "(" or token.isdigit():
+            return None
+        while waiting and waiting[-1] != "(" and (token in "+-)" or waiting[-1] in "*/"):
+            if not _apply(values, waiting.pop()):
+                return None
+        if token == ")":
+            if not waiting:
+                return None
+            waiting.pop()
+        else:
+            waiting.append(token)
+            wants_value = True
+    if wants_value:
+        return None
+    while waiting:
+        if not _apply(values, waiting.pop()):
+            return None
+    return values[0], used
+
+
+def _apply(values: list[Fraction], op: str) -> bool:
+    """Join the last two values; False for a bracket that was never closed and for a division by zero."""
+    if op == "(":
+        return False
+    right, left = values.pop(), values.pop()
+    if op == "/" and right == 0:
+        return False
+    values.append(OPERATIONS[op](left, right))
+    return True
+
+
+def _items(numbers: tuple[int, ...]) -> list[Item]:
+    return [(LABELS[i], number, str(number)) for i, number in enumerate(numbers)]
+
+
+def _pairs(items: list[Item]) -> Iterator[tuple[Item, Item]]:
+    """Yield every two items, larger first."""
+    for i, one in enumerate(items):
+        for other in items[i + 1 :]:
+            yield (one, other) if one[1] >= other[1] else (other, one)
+
+
+def _values(larger: int, smaller: int) -> dict[str, int | None]:
+    """Return what two numbers make by each operation; None for what is not a whole number up to LARGEST."""
+    total, product = larger + smaller, larger * smaller
+    return {
+        "+": total if total <= LARGEST else None,
+        "-": larger - smaller,
+        "*": product if product <= LARGEST else None,
+        "/": larger // smaller if smaller and larger % smaller == 0 else None,
+    }
+
+
+def _useful(larger: int, smaller: int) -> list[str]:
+    """Return the operations that make something new: neither nothing nor one of the two again."""
+    return [op for op, v in _values(larger, smaller).items() if v and v not in (larger, smaller)]
+
+
+def _join(items: list[Item], x: Item, y: Item, op: str) -> list[Item]:
+    """Return the items with two of them joined; the new one stands last."""
+    value = _values(x[1], y[1])[op]
+    assert value is not None, "callers take only operations that _values allows"
+    left = [item for item in items if item[0] not in (x[0], y[0])]
+    return [*left, (_new_label(items), value, f"({x[2]}{op}{y[2]})")]
+
+
+def _tries(items: list[Item]) -> Iterator[list[Merge]]:
+    """Yield every way to join items until two are left."""
+    if len(items) <= 2:
+        yield []
+        return
+    for x, y in _pairs(items):
+        for op in _useful(x[1], y[1]):
+            for rest in _tries(_join(items, x, y, op)):
+                yield [(x[0], y[0], op), *rest]
+
+
+def _new_label(items: list[Item]) -> str:
+    """Return the label after the last one in use."""
+    return LABELS[LABELS.index(items[-1][0]) + 1]
+
+
+def _write(items: list[Item], merges: list[Merge], target: int) -> tuple[list[str], str]:
+    """Return the lines of a try, and the expression it finds, or ""."""
+    lines = []
+    for first, second, op in merges:
+        x, y = next(i for i in items if i[0] == first), next(i for i in items if i[0] == second)
+        items = _join(items, x, y, op)
+        left = " ".join(item[0] for item in items)
+        lines.append(f"{items[-1][0]} {first}{op}{second} {x[1]}{op}{y[1]}={items[-1][1]} {left}")
+    x, y = next(_pairs(items))
+    line, verdict = _finish(x[1], y[1], target)
+    return [*lines, line], "" if verdict == "no" else f"{x[2]}{verdict}{y[2]}"
+
+
+def _finish(larger: int, smaller: int, target: int) -> tuple[str, str]:
+    """Return the line that ends a try, and its verdict."""
+    values = _values(larger, smaller)
+    verdict = next((op for op, value in values.items() if value == target), "no")
+    shown = " ".join(f"{op}{'x' if value is None else value}" for op, value in values.items())
+    return f"{larger} {smaller} {shown} |{target} {verdict}", verdict
+
+
+def _read_merge(items: list[Item], match: re.Match[str]) -> list[Item] | None:
+    """Return the items after a line that joins two of them, or None where the line is wrong."""
+    found = {item[0]: item for item in items}
+    x, y, op = found.get(match[2]), found.get(match[4]), match[3]
+    if x is None or y is None or x is y or x[1] < y[1] or op != match[6] or match[1] != _new_label(items):
+        return None
+    if [int(match[5]), int(match[7]), int(match[8])] != [x[1], y[1], _values(x[1], y[1])[op]]:
+        return None
+    joined = _join(items, x, y, op)
+    return joined if match[9].split() == [item[0] for item in joined] else None
+
+
+@lru_cache(maxsize=4096)
+def _made(numbers: tuple[int, ...]) -> frozenset[int]:
+    """Return the whole numbers that take all of some sorted numbers."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    made: set[int] = set()
+    for i, one in enumerate(numbers):
+        for j in range(i + 1, len(numbers)):
+            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+            for value in _values(numbers[j], one).values():
+                if value:
+                    made |= _made(tuple(sorted((*rest, value))))
+    return frozenset(made)
+
+
+@lru_cache(maxsize=4096)
+def _fewer(numbers: tuple[int, ...]) -> frozenset[int]:
+    """Return what some sorted numbers make when at least one of them stays out."""
+    made: set[int] = set()
+    for i in range(len(numbers)):
+        rest = numbers[:i] + numbers[i + 1 :]
+        made |= _made(rest) | (_fewer(rest) if len(rest) > 1 else frozenset())
+    return frozenset(made)

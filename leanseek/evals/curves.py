@@ -1,0 +1,205 @@
+"""Curves: the rows of metrics.jsonl -> charts that a newcomer can read, thinned and smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+# More points than a phone is wide say nothing more.
+POINTS = 400
+# The bold line is the mean over this share of the curve.
+SMOOTHED_SHARE = 0.05
+
+Row = Mapping[str, Any]
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Args:
+        label: what it is.
+        points: (step, value), by step.
+        colour: which of the page's colours, from 0.
+        style: "line", "faint" (what a bold line smooths, not in the legend) or "dots" (few measurements).
+    """
+
+    label: str
+    points: Points
+    colour: int
+    style: Literal["line", "faint", "dots"] = "line"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Args:
+        title: what is shown.
+        caption: how to read it, in a sentence.
+        scale: "number", "percent" (shares) or "log".
+        curves: its lines.
+    """
+
+    title: str
+    caption: str
+    scale: Literal["number", "percent", "log"]
+    curves: tuple[Curve, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the page's script draws: one common list of steps, null where a curve has no value."""
+        steps = sorted({step for curve in self.curves for step, _ in curve.points})
+        series = []
+        for curve in self.curves:
+            values = dict(curve.points)
+            series.append(
+                {
+                    "label": curve.label,
+                    "colour": curve.colour,
+                    "style": curve.style,
+                    "values": [values.get(step) for step in steps],
+                }
+            )
+        return {"title": self.title, "scale": self.scale, "steps": steps, "series": series}
+
+
+def charts(rows: Iterable[Row]) -> list[Chart]:
+    """Return the charts that a run's metrics allow, in the order of the stages."""
+    rows = list(rows)
+    stages = {name: [row for row in rows if row.get("stage") == name] for name in ("pretrain", "sft", "grpo")}
+    tasks = _tasks(rows)
+    pretrain, sft, grpo = stages["pretrain"], stages["sft"], stages["grpo"]
+    found = (
+        Chart(
+            "Pretraining: loss",
+            "How surprised the model is by the next token, in nats; lower is better. Dots: text it never reads.",
+            "number",
+            (
+                *_smoothed(pretrain, "loss", "next token", 0),
+                *_smoothed(pretrain, "mtp_loss", "token after it (MTP)", 2, raw=False),
+                *_dots(pretrain, "validation_loss", "validation", 1),
+            ),
+        ),
+        Chart(
+            "Cold start (SFT): problems it was not trained on",
+            "Share answered right, on problems kept for watching; the worked solutions teach it how to think.",
+            "percent",
+            _by_task(sft, "heldout", tasks),
+        ),
+        Chart(
+            "GRPO: reward",
+            "Mean reward of the replies that it samples while it practises: 1 for a right answer, 0 for a wrong one.",
+            "number",
+            _smoothed(grpo, "reward", "reward", 0),
+        ),
+        Chart(
+            "GRPO: problems it was not trained on",
+            "Share answered right, on problems kept for watching; step 0 is where the cold start ended. If it rises, "
+            "the model learns and does not memorise.",
+            "percent",
+            _by_task(grpo, "heldout", tasks, before=sft),
+        ),
+        Chart(
+            "GRPO: right answers while it practises",
+            "Share of sampled replies that are right, by task.",
+            "percent",
+            tuple(
+                curve
+                for index, task in enumerate(tasks)
+                for curve in _smoothed(grpo, f"correct_{task}", task, index, raw=False)
+            ),
+        ),
+        Chart(
+            "GRPO: length of a reply",
+            "Tokens of a sampled reply, thinking and answer together.",
+            "number",
+            _smoothed(grpo, "length", "tokens", 3),
+        ),
+        Chart(
+            "GRPO: engine against trainer",
+            "Largest difference between the two in a sampled token's log-probability. Far below 1: it is one model.",
+            "log",
+            _smoothed([row for row in grpo if (_number(row, "logprob_gap") or 0) > 0], "logprob_gap", "gap", 4),
+        ),
+    )
+    return [chart for chart in found if any(len(curve.points) > 1 for curve in chart.curves)]
+
+
+def thin(points: Points, limit: int = POINTS) -> Points:
+    """Return at most `limit` points, each the mean of its neighbours."""
+    if len(points) <= limit:
+        return points
+    edges = [len(points) * i // limit for i in range(limit + 1)]
+    return [_mean(points[start:end]) for start, end in pairwise(edges)]
+
+
+def smooth(points: Points) -> Points:
+    """Return each point's mean with its neighbours; the window shrinks at the ends."""
+    reach = round(len(points) * SMOOTHED_SHARE / 2)
+    if reach == 0:
+        return points
+    smoothed = []
+    for index, (step, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        smoothed.append((step, _mean(points[index - near : index + near + 1])[1]))
+    return smoothed
+
+
+def _smoothed(rows: Sequence[Row], key: str, label: str, colour: int, raw: bool = True) -> tuple[Curve, ...]:
+    points = thin(_points(rows, key))
+    if not points:
+        return ()
+    bold = smooth(points)
+    faint = (Curve(label, points, colour, "faint"),) if raw and bold != points else ()
+    return (*faint, Curve(label, bold, colour))
+
+
+def _dots(rows: Sequence[Row], key: str, label: str, colour: int) -> tuple[Curve, ...]:
+    points = _points(rows, key)
+    return (Curve(label, points, colour, "dots"),) if points else ()
+
+
+def _by_task(rows: Sequence[Row], prefix: str, tasks: Sequence[str], before: Sequence[Row] = ()) -> tuple[Curve, ...]:
+    """Return a curve a task; it starts at step 0 with the last value that the stage before it has."""
+    found = []
+    for index, task in enumerate(tasks):
+        key = f"{prefix}_{task}"
+        start = [(0, value) for _, value in _points(before, key)[-1:]]
+        points = _points(rows, key)
+        if points:
+            found.append(Curve(task, points if points[0][0] == 0 else start + points, index, "dots"))
+    return tuple(found)
+
+
+def _tasks(rows: Iterable[Row]) -> list[str]:
+    """Return the tasks that the rows name, so that a task has one colour in all charts."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for key in row:
+            for prefix in ("heldout_", "correct_"):
+                if key.startswith(prefix):
+                    found[key.removeprefix(prefix)] = None
+    return sorted(found)
+
+
+def _points(rows: Sequence[Row], key: str) -> Points:
+    values = {}
+    for row in rows:
+        step, value = _number(row, "step"), _number(row, key)
+        if step is not None and value is not None:
+            values[step] = value
+    return sorted(values.items())
+
+
+def _number(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _mean(points: Points) -> tuple[float, float]:
+    """Return the middle step and the mean value."""
+    middle = points[len(points) // 2][0]
+    return middle, sum(value for _, value in points) / len(points)

@@ -1,0 +1,172 @@
+"""Evaluation: what each stage's model can do, on the same held-out problems, with samples side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leanseek.checkpoint.directory import load_model
+from leanseek.engine.pool import EnginePool
+from leanseek.envs.environment import Environment
+from leanseek.evals.acceptance import acceptance
+from leanseek.evals.accuracy import Accuracy, evaluate
+from leanseek.evals.attempts import Attempt, is_sound
+from leanseek.log import progress
+from leanseek.model.count import sampling_flops
+from leanseek.model.transformer import Transformer
+from leanseek.run import Run
+from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.trainer import Meter
+
+# Stage whose last checkpoint is measured -> the name that its figures go by.
+MODELS = {"pretrain": "base", "sft": "sft", "grpo": "grpo"}
+# Held-out problems per task whose replies are kept to be looked at.
+SHOWN = 6
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Args:
+        accuracy: environment -> figures of every model, as `summary.json` has them.
+        samples: replies of every model to the same problems, for `samples.jsonl`.
+        mtp_acceptance: of the last model; None without an MTP layer.
+    """
+
+    accuracy: dict[str, dict[str, Any]]
+    samples: list[dict[str, Any]]
+    mtp_acceptance: float | None
+
+
+def evaluate_run(
+    run: Run, tokenizer: Tokenizer, environments: Sequence[Environment], meter: Meter, workers: int = 1
+) -> Evaluation:
+    """Measure the models that a run's stages made, on held-out problems.
+
+    Args:
+        run: with checkpoints of the stages.
+        tokenizer: of the run.
+        environments: tasks.
+        meter: sampling is charged to it.
+        workers: threads that share the work.
+    """
+    recipe, settings = run.recipe, run.recipe.eval
+    folders = {name: run.latest(stage) for stage, name in MODELS.items()}
+    found = {name: folder for name, folder in folders.items() if folder is not None}
+    results: dict[str, dict[str, Accuracy]] = {e.name: {} for e in environments}
+    accepted: float | None = None
+    total = len(found) * len(environments) * settings.problems * (1 + settings.samples)
+    with progress(total, "evaluation, replies") as bar:
+        for name, folder in found.items():
+            model = load_model(folder, dtype=recipe.dtype, device=recipe.device)
+            limit = settings.max_new_tokens + recipe.data.sequence_tokens
+            engine = EnginePool(model, tokenizer, workers=workers, max_batch=BATCH, max_context_tokens=limit)
+            for environment in environments:
+                before = bar.done
+                result = evaluate(
+                    engine,
+                    environment,
+                    problems=settings.problems,
+                    samples=settings.samples,
+                    seed=recipe.seed,
+                    levels=recipe.levels.get(environment.name),
+                    max_new_tokens=settings.max_new_tokens,
+                    on_progress=lambda done, before=before: bar.advance(before + done - bar.done),  # type: ignore[misc]
+                )
+                results[environment.name][name] = result
+                bar.say(f"  {environment.name}, {name}: {result.greedy}")
+                _charge(model, result, settings.samples, meter)
+            replies = [
+                (a.prompt_ids, a.output.token_ids)
+                for by_model in results.values()
+                for a in by_model[name].attempts
+                if len(a.output.token_ids) > 1
+            ]
+            share = acceptance(model, replies)
+            accepted = None if share is None else share.share
+    accuracy = {task: _figures(by_model) for task, by_model in results.items()}
+    samples = [
+        _sample(environment, name, result.attempts[i])
+        for environment in environments
+        for i in range(SHOWN)
+        for name, result in results[environment.name].items()
+        if i < len(result.attempts)
+    ]
+    return Evaluation(accuracy, samples, accepted)
+
+
+def development_accuracy(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    environments: Sequence[Environment],
+    *,
+    problems: int,
+    levels: Mapping[str, Sequence[int]],
+    seed: int,
+    max_new_tokens: int,
+    context_tokens: int,
+    workers: int = 1,
+) -> dict[str, float]:
+    """Return each task's greedy accuracy on the development split, as heldout_<task>.
+
+    Args:
+        model: measured as it is now.
+        problems: per task.
+        seed: of the problems.
+        context_tokens: longest prompt and reply together.
+        workers: threads that share the work.
+    """
+    engine = EnginePool(model, tokenizer, workers=workers, max_batch=problems, max_context_tokens=context_tokens)
+    found = {}
+    for environment in environments:
+        result = evaluate(
+            engine,
+            environment,
+            problems=problems,
+            samples=0,
+            seed=seed,
+            split="development",
+            levels=levels.get(environment.name),
+            max_new_tokens=max_new_tokens,
+        )
+        found[f"heldout_{environment.name}"] = result.greedy.share
+    return found
+
+
+def _figures(by_model: Mapping[str, Accuracy]) -> dict[str, Any]:
+    """Return one task's part of `summary.json`'s accuracy."""
+    one = {name: result.to_dict() for name, result in by_model.items()}
+    return {
+        **{name: figures["greedy"] for name, figures in one.items()},
+        "n": max((figures["n"] for figures in one.values()), default=0),
+        **{
+            key: {name: figures[key] for name, figures in one.items()}
+            for key in ("interval", "pass_at_k", "pass_at_k_interval", "sound", "formed", "levels")
+        },
+    }
+
+
+def _sample(environment: Environment, name: str, attempt: Attempt) -> dict[str, Any]:
+    problem = attempt.problem
+    return {
+        "stage": name,
+        "environment": problem.environment,
+        "level": problem.level,
+        "prompt": problem.prompt,
+        "reasoning": attempt.reply.reasoning_content,
+        "answer": attempt.reply.content,
+        "gold": str(problem.data.get("answer", "")),
+        "correct": attempt.correct,
+        "sound": is_sound(environment, attempt),
+    }
+
+
+def _charge(model: Transformer, result: Accuracy, samples: int, meter: Meter) -> None:
+    """Charge the replies; sampled ones, whose lengths are not kept, count as long as the greedy ones."""
+    prompts = [len(a.prompt_ids) for a in result.attempts]
+    replies = [[len(a.output.token_ids)] * (1 + samples) for a in result.attempts]
+    meter.tokens += sum(prompts) * 2 + sum(map(sum, replies))
+    meter.flops += sampling_flops(model.config, prompts, replies)

@@ -1,0 +1,314 @@
+"""Report: a run folder -> report.html, one page that needs no network: what it can, how it learnt, what it cost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment as Templates
+from jinja2 import StrictUndefined
+
+from leanseek import units
+from leanseek.cost.card import COMPARED, STAGE_TITLES
+from leanseek.cost.energy import describe_meter
+from leanseek.cost.ledger import ALL_STAGES, Ledger
+from leanseek.envs.environment import load_environment
+from leanseek.errors import TaskError
+from leanseek.evals.curves import charts
+from leanseek.files import write_atomic
+from leanseek.log import RunLog, values_without_nan
+from leanseek.run import Run
+
+# Problems per task that are open when the page is; the rest unfold.
+OPEN_SAMPLES = 3
+# What the energy is compared with.
+LAMP_W = 10
+
+
+def write_report(folder: Path) -> Path:
+    """Write a run's report.html from what its folder holds; a run under way or broken off has one too.
+
+    Args:
+        folder: of the run.
+    Returns:
+        The page's path.
+    Raises:
+        RunError: it is not a run folder, or its summary cannot be read.
+    """
+    run = Run.open(folder)
+    write_atomic(run.report_path, render(contents(run)))
+    return run.report_path
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """Return the page: template, style, script and vendored chart library in one, every text escaped.
+
+    Its content security policy lets only its own two scripts run, and nothing be loaded.
+    """
+    web = resources.files("leanseek.evals") / "web"
+
+    def read(name: str) -> str:
+        return (web / name).read_text(encoding="utf-8")
+
+    templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    scripts = [read("vendor/uPlot.iife.min.js"), read("report.js")]
+    return templates.from_string(read("report.html")).render(
+        **page,
+        styles=[read("vendor/uPlot.min.css"), read("report.css")],
+        scripts=scripts,
+        allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+    )
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """Return what the page shows, as plain values: every number is already text."""
+    summary = run.summary
+    rows = RunLog(run.metrics_path).read()
+    drawn = charts(rows)
+    stages = [stage for stage in STAGE_TITLES if (summary.get(stage) or {}).get("done")]
+    tasks = _tasks(summary.get("accuracy") or {})
+    costs = Ledger(run.ledger_path, run.recipe.cost.usd_per_hour, run.recipe.device).totals()
+    total = costs[ALL_STAGES]
+    machine = summary.get("machine") or {}
+    return {
+        "name": run.recipe.name,
+        "headline": _headline(tasks),
+        "machine": _machine(machine),
+        "unfinished": None if len(stages) == len(STAGE_TITLES) else [STAGE_TITLES[stage] for stage in stages],
+        # An absolute path would only tell strangers where the run lay.
+        "resume": f"leanseek make --run {run.folder.name if run.folder.is_absolute() else run.folder} --resume",
+        "tasks": tasks,
+        "compared": {stage: title for stage, title in COMPARED.items() if any(stage in t["shown"] for t in tasks)},
+        "tiles": _tiles(total, summary.get("model") or {}),
+        "facts": _facts(summary, rows),
+        "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
+        "data": values_without_nan([chart.to_dict() for chart in drawn]),
+        "samples": _samples(RunLog(run.samples_path).read()),
+        "stages": _stages(costs),
+        "total": _cost(total) if total["seconds"] else None,
+        "meter": describe_meter(total["meter"]) if total["meter"] else "",
+        "energy": _energy_in_words(total["joules"]),
+        "price": units.format_usd(run.recipe.cost.usd_per_hour),
+        "recipe": (run.folder / "recipe.toml").read_text(encoding="utf-8"),
+        "versions": [
+            f"{name} {machine[name]}" for name in ("leanseek", "commit", "torch", "python") if machine.get(name)
+        ],
+    }
+
+
+def _tasks(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one entry a task: its bars, and what else was measured."""
+    tasks = []
+    for name, values in accuracy.items():
+        bars = []
+        for stage, title in COMPARED.items():
+            share = values.get(stage)
+            if share is None:
+                continue
+            low, high = (values.get("interval") or {}).get(stage) or (share, share)
+            bars.append(
+                {
+                    "stage": stage,
+                    "title": title,
+                    "share": share,
+                    "text": units.format_percent(share),
+                    "width": f"{100 * share:.2f}",
+                    "low": f"{100 * low:.2f}",
+                    "span": f"{100 * (high - low):.2f}",
+                    "interval": f"95% interval {100 * low:.1f} to {100 * high:.1f}%",
+                }
+            )
+        tasks.append(
+            {
+                "name": name,
+                "description": _description(name),
+                "n": values.get("n"),
+                "bars": bars,
+                "shown": [bar["stage"] for bar in bars],
+                "gain": f"{100 * (bars[-1]['share'] - bars[-2]['share']):+.0f} points" if len(bars) > 1 else "",
+                "notes": _notes(values),
+            }
+        )
+    return tasks
+
+
+def _notes(values: Mapping[str, Any]) -> list[str]:
+    """Return what was measured of a task beside greedy accuracy, of the last model that was measured."""
+    last = next((stage for stage in reversed(COMPARED) if values.get(stage) is not None), None)
+    notes = []
+    passes = [
+        f"{k} tries {units.format_percent(p)}" for k, p in _of(values, "pass_at_k", last).items() if p is not None
+    ]
+    if passes:
+        notes.append("solved in " + ", ".join(passes).replace("1 tries", "1 try", 1))
+    sound = _of(values, "sound").get(last or "")
+    if sound is not None:
+        notes.append(f"thinking right line by line in {units.format_percent(sound)} of the right answers")
+    levels = [f"level {k} {units.format_percent(p)}" for k, p in _of(values, "levels", last).items() if p is not None]
+    if len(levels) > 1:
+        notes.append(" · ".join(levels))
+    return notes
+
+
+def _of(values: Mapping[str, Any], *keys: str | None) -> Mapping[str, Any]:
+    for key in keys:
+        values = values.get(key or "") or {}
+    return values
+
+
+def _description(task: str) -> str:
+    try:
+        return load_environment(task).description
+    except TaskError:  # a task of somebody's own that is not installed here
+        return ""
+
+
+def _headline(tasks: list[dict[str, Any]]) -> dict[str, str] | None:
+    """Return the task that the last stage lifted most, as the page's first sentence."""
+    best: tuple[float, dict[str, str]] | None = None
+    for task in tasks:
+        if not task["bars"]:
+            continue
+        last = task["bars"][-1]
+        before = task["bars"][-2] if len(task["bars"]) > 1 else None
+        gain = last["share"] - before["share"] if before else last["share"]
+        if best is None or gain > best[0]:
+            words = {
+                "task": task["name"],
+                "by": {"grpo": "Reinforcement learning", "sft": "The cold start"}.get(last["stage"], "Pretraining"),
+                "before": f"{100 * before['share']:.0f}%" if before else "",
+                "after": f"{100 * last['share']:.0f}%",
+                "verb": "lifted" if gain > 0 else "moved",
+            }
+            best = (gain, words)
+    return best[1] if best else None
+
+
+def _tiles(total: Mapping[str, Any], model: Mapping[str, Any]) -> list[dict[str, str]]:
+    tiles = []
+    if total["seconds"]:
+        tiles = [
+            {"figure": units.format_seconds(total["seconds"]), "label": "of time"},
+            {"figure": units.format_watt_hours(total["joules"]), "label": f"of energy, {_metered(total['meter'])}"},
+            {"figure": units.format_usd(total["usd"]), "label": "of machine rent"},
+            {"figure": units.format_flops(total["flops"]), "label": "of computing"},
+        ]
+    if model.get("parameters"):
+        active = model.get("active_parameters")
+        label = "parameters" + (f", {units.format_count(active)} used per token" if active else "")
+        tiles.append({"figure": units.format_count(model["parameters"]), "label": label})
+    return tiles
+
+
+def _facts(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return how well the parts work together, one figure each."""
+    facts = []
+    bits = _of(summary, "pretrain").get("bits_per_byte")
+    if bits is not None:
+        facts.append({"figure": f"{bits:.3f}", "label": "bits per byte of unseen text after pretraining"})
+    acceptance = _of(summary, "mtp").get("acceptance")
+    if acceptance is not None:
+        facts.append({"figure": units.format_percent(acceptance), "label": "of the MTP layer's guesses are accepted"})
+    gaps = [row["logprob_gap"] for row in rows if isinstance(row.get("logprob_gap"), float)]
+    if gaps:
+        facts.append({"figure": f"{max(gaps):.1e}", "label": "largest gap between engine and trainer, in nats"})
+    load = _of(summary, "pretrain").get("load_factor")
+    if load is not None:
+        facts.append({"figure": f"{load:.2f}x", "label": "load of the busiest expert, 1 is even"})
+    return facts
+
+
+def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return replies by task and problem, the stages' side by side, in the order of the file."""
+    tasks: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    for row in rows:
+        stage = row.get("stage")
+        if stage not in COMPARED:
+            continue
+        problems = tasks.setdefault(str(row.get("environment")), {})
+        key = (row.get("level"), row.get("prompt"))
+        problem = problems.setdefault(
+            key,
+            {
+                "level": row.get("level"),
+                "prompt": str(row.get("prompt", "")),
+                "gold": str(row.get("gold", "")),
+                "replies": [],
+            },
+        )
+        problem["replies"].append(
+            {
+                "stage": stage,
+                "title": COMPARED[stage],
+                "reasoning": str(row.get("reasoning") or "").strip(),
+                "answer": str(row.get("answer") or "").strip(),
+                "correct": bool(row.get("correct")),
+                "sound": row.get("sound"),
+            }
+        )
+    order = list(COMPARED)
+    for problems in tasks.values():
+        for problem in problems.values():
+            problem["replies"].sort(key=lambda reply: order.index(reply["stage"]))
+    return [
+        {"task": task, "open": list(problems.values())[:OPEN_SAMPLES], "more": list(problems.values())[OPEN_SAMPLES:]}
+        for task, problems in tasks.items()
+    ]
+
+
+def _stages(costs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    whole = costs[ALL_STAGES]["seconds"] or 1.0
+    known = [stage for stage in STAGE_TITLES if stage in costs]
+    others = [stage for stage in costs if stage not in STAGE_TITLES and stage != ALL_STAGES]
+    return [
+        {
+            "stage": stage,
+            "title": STAGE_TITLES.get(stage, stage),
+            "share": units.format_percent(costs[stage]["seconds"] / whole),
+            "width": f"{100 * costs[stage]['seconds'] / whole:.2f}",
+            **_cost(costs[stage]),
+        }
+        for stage in (*known, *others)
+    ]
+
+
+def _cost(values: Mapping[str, Any]) -> dict[str, str]:
+    peak = max(values["peak_memory_bytes"], values["device_peak_memory_bytes"])
+    rate = values["flops"] / values["seconds"] if values["seconds"] else 0.0
+    return {
+        "time": units.format_seconds(values["seconds"]),
+        "tokens": units.format_count(values["tokens"]) if values["tokens"] else "-",
+        "flops": units.format_flops(values["flops"]) if values["flops"] else "-",
+        "rate": f"{units.format_flops(rate)}/s" if rate else "-",
+        "energy": units.format_joules(values["joules"]),
+        "money": units.format_usd(values["usd"]),
+        "memory": units.format_bytes(peak) if peak else "-",
+    }
+
+
+def _metered(meter: str) -> str:
+    """Return whether joules were measured or estimated, in a word or two."""
+    kinds = [kind for kind in ("measured", "estimated") if kind in meter]
+    return " and ".join(f"partly {kind}" for kind in kinds) if len(kinds) > 1 else "".join(kinds)
+
+
+def _energy_in_words(joules: float) -> str:
+    return f"what a {LAMP_W} W lamp takes in {units.format_seconds(joules / LAMP_W)}" if joules else ""
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    device = machine.get("device")
+    if device and device != "cpu":
+        return str(device)
+    if not machine.get("processor"):
+        return ""
+    cores = machine.get("cores")
+    return f"{cores} cores of {machine['processor']}" if cores else str(machine["processor"])
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

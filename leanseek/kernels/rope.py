@@ -1,0 +1,73 @@
+"""Rotary positions: the turning of interleaved channel pairs, with YaRN's stretched frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def inverse_frequencies(dim: int, base: float, yarn: Mapping[str, Any] | None) -> Tensor:
+    """Return the angle that each channel pair turns by per position.
+
+    Args:
+        dim: channels that are turned (R), even.
+        base: rope_theta.
+        yarn: None, or YaRN's fields: high frequencies are kept, low ones divided by `factor`,
+            with a linear ramp between the pairs that turn beta_fast and beta_slow times over
+            the original context.
+    Returns:
+        float32, [dim / 2].
+    Source: YaRN (arXiv 2309.00071) section 3.2; DeepSeek-V3 inference/model.py.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    plain = 1.0 / base**exponents
+    if yarn is None:
+        return plain
+    original = float(yarn.get("original_max_position_embeddings", 4096))
+
+    def pair_turning(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_turning(float(yarn.get("beta_fast", 32)))), 0)
+    high = min(math.ceil(pair_turning(float(yarn.get("beta_slow", 1)))), dim - 1)
+    # The ramp needs some width even where both ends round to the same pair.
+    width = max(high - low, 0.001)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return plain / float(yarn["factor"]) * ramp + plain * (1 - ramp)
+
+
+def yarn_mscale(yarn: Mapping[str, Any] | None, key: str) -> float:
+    """Return YaRN's attention temperature 0.1 m ln(factor) + 1 for m = yarn[key]; 1 without YaRN.
+
+    A file may leave either out: DeepSeek's code then has 1 for `mscale` and 0 for `mscale_all_dim`.
+    """
+    if yarn is None or float(yarn["factor"]) <= 1:
+        return 1.0
+    mscale = float(yarn.get(key, 1.0 if key == "mscale" else 0.0))
+    return 0.1 * mscale * math.log(float(yarn["factor"])) + 1.0
+
+
+def rotations(positions_T: Tensor, frequencies: Tensor, magnitude: float = 1.0) -> Tensor:
+    """Return e^(i position frequency) for every position and pair; complex64, [T, R / 2]."""
+    angles = torch.outer(positions_T.to(torch.float32), frequencies)
+    return torch.polar(torch.full_like(angles, magnitude), angles)
+
+
+def rotate(x_THR: Tensor, rotations_TR: Tensor) -> Tensor:
+    """Turn each interleaved channel pair (2i, 2i + 1) by its position's angle.
+
+    Args:
+        x_THR: [T, H, R], any dtype; the layout DeepSeek stores (pairs side by side).
+        rotations_TR: complex64, [T, R / 2].
+    Returns:
+        Same shape and dtype.
+    Source: DeepSeek-V3 inference/model.py; see docs/numerics.md for the half-split twin.
+    """
+    tokens, heads, width = x_THR.shape
+    pairs = torch.view_as_complex(x_THR.float().reshape(tokens, heads, width // 2, 2))
+    turned = torch.view_as_real(pairs * rotations_TR.unsqueeze(1)).reshape(tokens, heads, width)
+    return turned.to(x_THR.dtype)

@@ -1,0 +1,1 @@
+"""What the network computes: knows nothing of files, engines or losses."""

@@ -1,0 +1,264 @@
+"""Count: parameters, FLOPs and cache bytes of a model from its config alone, by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from leanseek.model.config import ModelConfig
+
+# A multiply-add is two operations.
+MULTIPLY_ADD = 2
+# A backward pass multiplies twice for each product of the forward pass: once for the inputs' gradient,
+# once for the weights'.
+TRAINING_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a model by part. The router's balancing bias, which no gradient reaches, is not counted.
+
+    Args:
+        embedding: rows of the vocabulary that go in.
+        attention: the main layers' projections and their inner norms.
+        dense_mlp: the first layers' MLPs.
+        routed_experts, active_experts: of the MoE layers: all, and those that one token uses.
+        shared_experts, router: of the MoE layers.
+        norms: of the residual stream.
+        head: rows of the vocabulary that come out.
+        mtp: all that only the MTP layer has (it shares embedding and head).
+        mtp_active: what one token uses of that.
+    """
+
+    embedding: int
+    attention: int
+    dense_mlp: int
+    routed_experts: int
+    active_experts: int
+    shared_experts: int
+    router: int
+    norms: int
+    head: int
+    mtp: int
+    mtp_active: int
+
+    @property
+    def total(self) -> int:
+        """The main model, without the MTP layer."""
+        return self.active + self.routed_experts - self.active_experts
+
+    @property
+    def active(self) -> int:
+        """What one token uses of the main model, embedding and head counted whole."""
+        return (
+            self.embedding
+            + self.attention
+            + self.dense_mlp
+            + self.active_experts
+            + self.shared_experts
+            + self.router
+            + self.norms
+            + self.head
+        )
+
+    @property
+    def active_without_embedding(self) -> int:
+        """What one token uses in products: looking up a row of the embedding multiplies nothing."""
+        return self.active - self.embedding
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the parts and the sums by name."""
+        sums = {name: int(getattr(self, name)) for name in ("total", "active", "active_without_embedding")}
+        return {**asdict(self), **sums}
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """Count a model's parameters.
+
+    Source: shapes in DeepSeek-V3 README_WEIGHTS.md; V3 gives 671.026 B, 37.552 B active, 11.61 B for MTP.
+    """
+    dim, vocabulary = config.hidden_size, config.vocab_size * config.hidden_size
+    layers, moe_layers = config.num_hidden_layers, _moe_layers(config)
+    expert = 3 * dim * config.moe_intermediate_size
+    shared = config.n_shared_experts * expert
+    router = config.n_routed_experts * dim
+    attention = _attention_products(config) + _attention_norms(config)
+    mtp = mtp_active = 0
+    if config.num_nextn_predict_layers:
+        # The block and its two norms, enorm, hnorm, the norm before the head, and eh_proj.
+        moe = config.is_moe(layers)
+        besides = attention + 2 * dim + 3 * dim + 2 * dim * dim
+        dense = 3 * dim * config.intermediate_size
+        mtp = besides + (config.n_routed_experts * expert + shared + router if moe else dense)
+        mtp_active = besides + (config.num_experts_per_tok * expert + shared + router if moe else dense)
+    return Parameters(
+        embedding=vocabulary,
+        attention=layers * attention,
+        dense_mlp=(layers - moe_layers) * 3 * dim * config.intermediate_size,
+        routed_experts=moe_layers * config.n_routed_experts * expert,
+        active_experts=moe_layers * config.num_experts_per_tok * expert,
+        shared_experts=moe_layers * shared,
+        router=moe_layers * router,
+        norms=(2 * layers + 1) * dim,
+        head=vocabulary,
+        mtp=mtp,
+        mtp_active=mtp_active,
+    )
+
+
+def causal_pairs(lengths: Iterable[int], before: Iterable[int] | None = None) -> int:
+    """Return how many (query, key) pairs causal attention multiplies.
+
+    Args:
+        lengths: new tokens of each segment.
+        before: tokens that each segment sees ahead of its own (a prefix, or a cache); None: none.
+            For a packed batch: `causal_pairs(segments.lengths, segments.first_positions)`.
+    """
+    lengths = tuple(lengths)
+    earlier = (0,) * len(lengths) if before is None else tuple(before)
+    return sum(n * b + n * (n + 1) // 2 for n, b in zip(lengths, earlier, strict=True))
+
+
+def forward_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None) -> int:
+    """Count a forward pass of the main model with expanded attention: matrix products only.
+
+    Args:
+        config: the model's.
+        tokens: tokens that the layers read.
+        pairs: (query, key) pairs that attention multiplies, from `causal_pairs`; for a kernel that
+            multiplies the masked half too, the sum of the squared lengths.
+        head_tokens: tokens whose logits are made; None: all.
+    """
+    head = tokens if head_tokens is None else head_tokens
+    products = tokens * _layer_products(config) + head * config.vocab_size * config.hidden_size
+    scores = config.num_hidden_layers * pairs * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return MULTIPLY_ADD * (products + scores)
+
+
+def mtp_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None) -> int:
+    """Count a forward pass of the MTP layer: joining, its block, and the shared head a second time; 0 without one.
+
+    Args:
+        config: the model's.
+        tokens: as in `forward_flops`.
+        pairs: as in `forward_flops`.
+        head_tokens: as in `forward_flops`.
+    """
+    if not config.num_nextn_predict_layers:
+        return 0
+    dim, head = config.hidden_size, tokens if head_tokens is None else head_tokens
+    block = _attention_products(config) + _mlp_products(config, config.num_hidden_layers)
+    scores = pairs * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return MULTIPLY_ADD * (tokens * (2 * dim * dim + block) + head * config.vocab_size * dim + scores)
+
+
+def training_flops(
+    config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None, mtp: bool = False
+) -> int:
+    """Count one forward and backward pass of a batch: three times the forward pass, nothing recomputed.
+
+    Args:
+        config: the model's.
+        tokens: of the batch; as in `forward_flops`.
+        pairs: of the batch; as in `forward_flops`.
+        head_tokens: of the batch; as in `forward_flops`.
+        mtp: whether the MTP layer is trained too.
+    """
+    forward = forward_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
+    if mtp:
+        forward += mtp_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
+    return TRAINING_PASSES * forward
+
+
+def training_flops_per_token(config: ModelConfig, context_tokens: int, *, mtp: bool = False) -> float:
+    """Return the training FLOPs of one token in causal texts of `context_tokens`, on the average.
+
+    V3 at 4,096 without MTP: 250.5 GFLOP, as in table 2 of arXiv 2505.09343.
+    """
+    flops = training_flops(config, tokens=context_tokens, pairs=causal_pairs([context_tokens]), mtp=mtp)
+    return flops / context_tokens
+
+
+def forward_flops_per_token(config: ModelConfig, context_tokens: int) -> float:
+    """Return the forward FLOPs of one token in causal texts of `context_tokens`, on the average."""
+    return forward_flops(config, tokens=context_tokens, pairs=causal_pairs([context_tokens])) / context_tokens
+
+
+def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
+    """Count one decoding step of one text by absorbed attention over `context_tokens` cached latents.
+
+    The key and value up-projections, moved to the query and the output, multiply as much as `kv_b_proj`;
+    only the scores are wider (L + R) and so are the values (L).
+    """
+    products = _layer_products(config) + config.vocab_size * config.hidden_size
+    width = config.cache_width + config.kv_lora_rank
+    scores = config.num_hidden_layers * context_tokens * config.num_attention_heads * width
+    return MULTIPLY_ADD * (products + scores)
+
+
+def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterable[Sequence[int]]) -> int:
+    """Count a sampling run: each prompt is prefilled once, then each of its replies is decoded.
+
+    Args:
+        config: the model's.
+        prompts: tokens of each prompt.
+        replies: per prompt, the tokens of each reply, the ending token included. The first comes from
+            the prefill and the last is never read, so n tokens take n - 1 decoding steps.
+    """
+    # Linear in the keys, so a reply's steps sum in closed form.
+    fixed = decode_flops_per_token(config, 0)
+    per_key = decode_flops_per_token(config, 1) - fixed
+    total = 0
+    for prompt, lengths in zip(prompts, replies, strict=True):
+        total += forward_flops(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1)
+        for length in lengths:
+            steps = max(length - 1, 0)
+            keys = causal_pairs([steps], [prompt])
+            total += steps * fixed + keys * per_key
+    return total
+
+
+def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp: bool = False) -> int:
+    """Return what the latent cache holds per token.
+
+    Args:
+        config: the model's.
+        bytes_per_number: 2 for bf16, 4 for fp32.
+        mtp: whether the MTP layer's cache is counted too.
+    """
+    layers = config.num_hidden_layers + (config.num_nextn_predict_layers if mtp else 0)
+    return layers * config.cache_width * bytes_per_number
+
+
+def _moe_layers(config: ModelConfig) -> int:
+    return sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
+
+
+def _attention_products(config: ModelConfig) -> int:
+    """Weights of one layer's attention that a token is multiplied by."""
+    dim, heads = config.hidden_size, config.num_attention_heads
+    if config.q_lora_rank is None:
+        query = dim * heads * config.qk_head_dim
+    else:
+        query = config.q_lora_rank * (dim + heads * config.qk_head_dim)
+    key_value = dim * config.cache_width + config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
+    return query + key_value + heads * config.v_head_dim * dim
+
+
+def _attention_norms(config: ModelConfig) -> int:
+    return config.kv_lora_rank + (config.q_lora_rank or 0)
+
+
+def _mlp_products(config: ModelConfig, layer: int) -> int:
+    """Weights of one layer's MLP, or of its router and its token's experts, that a token is multiplied by."""
+    dim = config.hidden_size
+    if not config.is_moe(layer):
+        return 3 * dim * config.intermediate_size
+    experts = config.num_experts_per_tok + config.n_shared_experts
+    return config.n_routed_experts * dim + 3 * dim * config.moe_intermediate_size * experts
+
+
+def _layer_products(config: ModelConfig) -> int:
+    """Weights of all main layers that a token is multiplied by, without the head."""
+    mlps = sum(_mlp_products(config, layer) for layer in range(config.num_hidden_layers))
+    return config.num_hidden_layers * _attention_products(config) + mlps

@@ -1,0 +1,138 @@
+"""DeepSeekMoE: a router that a bias steers, routed experts, and shared ones that every token uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanseek.kernels.experts import routed_experts
+from leanseek.model.config import ModelConfig
+from leanseek.model.layers import SwiGLU
+
+
+@dataclass
+class Routing:
+    """What the routers of one forward call chose, layer by layer; or what they must choose.
+
+    Args:
+        replay_TNK: experts to use instead of choosing, [T, MoE layers, K] (keep-routing, V3.2 section 3.1);
+            the mixing weights still come from the present scores.
+        keep_scores: whether to keep the scores, for the balance loss.
+        compare: whether to note, where a choice is dictated, if the router would have made the same.
+    Attributes:
+        experts: per MoE layer, the experts used, [T, K].
+        scores: per MoE layer, the router's scores, [T, E].
+        agreed: per MoE layer, whether a token's own choice is the dictated one, [T].
+    """
+
+    replay_TNK: Tensor | None = None
+    keep_scores: bool = False
+    compare: bool = False
+    experts: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    agreed: list[Tensor] = field(default_factory=list)
+
+    def stacked(self) -> Tensor:
+        """Return the experts used, [T, MoE layers, K]."""
+        return torch.stack(self.experts, dim=1)
+
+
+def choose_experts(
+    scores_TE: Tensor, bias_E: Tensor, num_experts_per_tok: int, n_group: int, topk_group: int
+) -> Tensor:
+    """Choose each token's experts by biased score, inside its best groups (DeepSeek-V3 routing).
+
+    The bias decides only who is chosen; mixing weights come from the unbiased scores, so that balancing
+    the load does not pull on the loss.
+
+    Args:
+        scores_TE: router scores after the sigmoid; float32.
+        bias_E: load-balancing bias; float32, changed by `train.balance`, never by autograd.
+        num_experts_per_tok: K.
+        n_group, topk_group: groups of experts, and how many a token may use.
+    Returns:
+        experts_TK, int64.
+    Source: DeepSeek-V3 report (arXiv 2412.19437) section 2.1.2; groups left out are masked with -inf.
+    """
+    biased_TE = scores_TE.detach() + bias_E
+    if n_group > 1:
+        grouped = biased_TE.view(-1, n_group, biased_TE.shape[1] // n_group)
+        best_two = min(2, grouped.shape[2])
+        group_scores = grouped.topk(best_two, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(group_scores, dtype=torch.bool)
+        kept.scatter_(1, group_scores.topk(topk_group, dim=-1).indices, True)
+        biased_TE = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+    return biased_TE.topk(num_experts_per_tok, dim=-1, sorted=False).indices
+
+
+class Router(nn.Module):
+    """Scores experts in fp32 and chooses a token's K."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+
+    def forward(self, x_TD: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
+        """Return (weights_TK float32, experts_TK int64)."""
+        config = self.config
+        scores_TE = torch.sigmoid(F.linear(x_TD.float(), self.weight.float()))
+        dictated_TK = routing.replay_TNK[:, len(routing.experts)] if routing and routing.replay_TNK is not None else None
+        if dictated_TK is None:
+            experts_TK = self._choose(scores_TE)
+        else:
+            experts_TK = dictated_TK
+            if routing is not None and routing.compare:
+                own_TK = self._choose(scores_TE).sort(dim=-1).values
+                routing.agreed.append((own_TK == dictated_TK.sort(dim=-1).values).all(dim=-1))
+        if routing is not None:
+            routing.experts.append(experts_TK)
+            if routing.keep_scores:
+                routing.scores.append(scores_TE)
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if config.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return weights_TK * config.routed_scaling_factor, experts_TK
+
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        config = self.config
+        return choose_experts(
+            scores_TE, self.e_score_correction_bias, config.num_experts_per_tok, config.n_group, config.topk_group
+        )
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        experts, width, dim = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, dim))
+        self.down_proj = nn.Parameter(torch.empty(experts, dim, width))
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """Return the weighted sum of each token's experts."""
+        return routed_experts(x_TD, weights_TK, experts_TK, self.gate_up_proj, self.down_proj)
+
+
+class DeepSeekMoE(nn.Module):
+    """Routed experts plus shared ones. Source: DeepSeek-V3 report section 2.1.2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        if config.n_shared_experts:
+            self.shared_experts = SwiGLU(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+
+    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
+        """Apply the experts that the router chooses, and the shared ones."""
+        weights_TK, experts_TK = self.gate(x_TD, routing)
+        out_TD = self.experts(x_TD, weights_TK, experts_TK)
+        return out_TD + self.shared_experts(x_TD) if hasattr(self, "shared_experts") else out_TD

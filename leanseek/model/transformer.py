@@ -1,0 +1,184 @@
+"""Block, MTP layer and Transformer: embed -> blocks -> norm, over packed tokens; logits stand apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from leanseek.kernels.rope import inverse_frequencies, rotations, yarn_mscale
+from leanseek.model.attention import Attention
+from leanseek.model.cache import CacheSpec, CacheView
+from leanseek.model.config import ModelConfig
+from leanseek.model.experts import DeepSeekMoE, Routing
+from leanseek.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+from leanseek.model.segments import Segments
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x); the MLP is dense or a mixture of experts."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: DeepSeekMoE | SwiGLU
+        if config.is_moe(layer):
+            self.mlp = DeepSeekMoE(config)
+        else:
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        rotations_TR: Tensor,
+        segments: Segments,
+        cache: CacheView | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Apply attention and MLP around the residual stream."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotations_TR, segments, cache, self.layer)
+        normed_TD = self.post_attention_layernorm(x_TD)
+        if isinstance(self.mlp, DeepSeekMoE):
+            return x_TD + self.mlp(normed_TD, routing)
+        return x_TD + self.mlp(normed_TD)
+
+
+class SharedHead(nn.Module):
+    """The MTP layer's own norm before the head that it shares with the main model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MTPLayer(Block):
+    """Multi-token prediction: from a token's hidden state and the next token, predict the one after.
+
+    Source: DeepSeek-V3 report section 2.2; the order in `eh_proj` (embedding first) is the checkpoint's.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
+        self.shared_head = SharedHead(config)
+
+    def join(self, embedded_TD: Tensor, hidden_TD: Tensor) -> Tensor:
+        """Mix the next token's embedding with the hidden state; [T, D]."""
+        return self.eh_proj(torch.cat((self.enorm(embedded_TD), self.hnorm(hidden_TD)), dim=-1))
+
+
+class Body(nn.Module):
+    """Everything under the checkpoint's `model.` prefix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        blocks: list[Block] = [Block(config, layer) for layer in range(config.num_hidden_layers)]
+        if config.num_nextn_predict_layers:
+            blocks.append(MTPLayer(config, config.num_hidden_layers))
+        self.layers = nn.ModuleList(blocks)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A DeepSeek-V3 model over packed tokens; its parameter names are the checkpoint's.
+
+    The same call trains on documents, prefills a prompt and decodes a step: `Segments` says which.
+
+    Args:
+        config: the shape. Weights are left uninitialised: `model.initialise` or a checkpoint fills them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self._rotations: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def moe_layers(self) -> list[DeepSeekMoE]:
+        """The mixtures of experts of the main layers, in order."""
+        main = self.model.layers[: self.config.num_hidden_layers]
+        return [block.mlp for block in main if isinstance(block, Block) and isinstance(block.mlp, DeepSeekMoE)]
+
+    @property
+    def mtp_layer(self) -> MTPLayer | None:
+        """The multi-token-prediction layer, where the model has one."""
+        last = self.model.layers[-1]
+        return last if isinstance(last, MTPLayer) else None
+
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """Return what each layer (the MTP layer last) stores per token."""
+        dtype = "bfloat16" if self.lm_head.weight.dtype == torch.bfloat16 else "float32"
+        return tuple(CacheSpec("latent", self.config.cache_width, dtype) for _ in self.model.layers)
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        segments: Segments,
+        cache: CacheView | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Return the hidden states after the last norm.
+
+        Args:
+            tokens_T: token ids, int64, the segments' texts one after the other.
+            segments: their lengths, prefixes and cached lengths.
+            cache: where latents are written, and read if `segments.cached_lengths` is set.
+            routing: records the experts chosen, or dictates them.
+        Returns:
+            hidden_TD.
+        """
+        turns_TR = self._turns(segments)
+        x_TD = self.model.embed_tokens(tokens_T)
+        for block in self.model.layers[: self.config.num_hidden_layers]:
+            x_TD = block(x_TD, turns_TR, segments, cache, routing)
+        out: Tensor = self.model.norm(x_TD)
+        return out
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Return logits_TW, in the weights' dtype."""
+        out: Tensor = self.lm_head(hidden_TD)
+        return out
+
+    def mtp(self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: CacheView | None = None) -> Tensor:
+        """Return MTP hidden states, whose `logits` predict the token after the next one.
+
+        Args:
+            hidden_TD: what `forward` (or this, when drafting further) returned for each token.
+            next_tokens_T: the token that follows each.
+            segments: as in `forward`.
+            cache: as in `forward`; the MTP layer is its last.
+        Returns:
+            [T, D], after the MTP layer's own norm.
+        """
+        layer = self.mtp_layer
+        assert layer is not None, "callers ask `mtp_layer` first"
+        x_TD = layer.join(self.model.embed_tokens(next_tokens_T), hidden_TD)
+        x_TD = layer(x_TD, self._turns(segments), segments, cache)
+        out: Tensor = layer.shared_head.norm(x_TD)
+        return out
+
+    def _turns(self, segments: Segments) -> Tensor:
+        """Return the rope factors of the segments' positions, from a table that grows as needed."""
+        needed = segments.longest
+        table = self._rotations
+        if table is None or table.shape[0] < needed or table.device != self.device:
+            config = self.config
+            yarn = config.yarn
+            size = max(256, 1 << (needed - 1).bit_length())
+            frequencies = inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, yarn).to(self.device)
+            magnitude = yarn_mscale(yarn, "mscale") / yarn_mscale(yarn, "mscale_all_dim")
+            table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
+            self._rotations = table
+        return table.index_select(0, segments.positions_T)

@@ -1,0 +1,1 @@
+"""Reasoning: rollouts with the engine, advantages, and GRPO over verifiable rewards."""

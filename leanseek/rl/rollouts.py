@@ -1,0 +1,124 @@
+"""Rollouts: problems -> sampled replies -> rewards -> groups, through the engine that shares the trainer's weights."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from leanseek.engine.pool import EnginePool
+from leanseek.engine.request import SamplingParams
+from leanseek.envs.environment import Environment, Problem
+from leanseek.evals.attempts import Attempt, attempt
+from leanseek.model.count import sampling_flops
+from leanseek.rl.advantages import group_advantages
+from leanseek.settings import GrpoSettings
+from leanseek.train.objectives.grpo import Group, GroupBatch
+from leanseek.train.trainer import Meter
+
+# Problems of RL are drawn with seeds from here on, all from the training split.
+ROLLOUT_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Makes a training batch for each step; the same step and weights always give the same batch.
+
+    Args:
+        engine: on the model that is trained; its outputs carry log-probabilities (and routing, to replay it).
+        environments: tasks, taken in turn.
+        levels: environment name -> levels used; default: all.
+        settings: of the stage.
+        seed: of problems and samples.
+        meter: sampling is charged to it.
+    """
+
+    engine: EnginePool
+    environments: Sequence[Environment]
+    levels: Mapping[str, Sequence[int]]
+    settings: GrpoSettings
+    seed: int
+    meter: Meter
+
+    def batch(self, step: int) -> GroupBatch | None:
+        """Sample the groups of a step; None where no group has replies of different reward."""
+        start_s = time.monotonic()
+        attempts = self._attempts(step)
+        each = self.settings.samples_per_prompt
+        groups, informative = [], 0
+        for at in range(0, len(attempts), each):
+            group = self._group(attempts[at : at + each])
+            if group is not None:
+                groups.append(group)
+                informative += 1
+        self._charge(attempts)
+        sample_s = time.monotonic() - start_s
+        metrics = _metrics(attempts) | {
+            "informative_groups": informative / self.settings.prompts_per_step,
+            "sample_s": sample_s,
+            "samples_per_s": len(attempts) / sample_s,
+        }
+        return GroupBatch(groups, metrics) if groups else None
+
+    def problems(self, step: int) -> list[Problem]:
+        """Return the problems of a step, environments in turn."""
+        seed = ROLLOUT_SEED + self.seed * 1_000_003 + step
+        sources = [e.problems("train", seed, self.levels.get(e.name)) for e in self.environments]
+        # Levels come in turn inside an environment: start each step at another one.
+        for source in sources:
+            for _ in range(step % 7):
+                next(source)
+        return [next(source) for source in itertools.islice(itertools.cycle(sources), self.settings.prompts_per_step)]
+
+    def _attempts(self, step: int) -> list[Attempt]:
+        settings = self.settings
+        samples = settings.prompts_per_step * settings.samples_per_prompt
+        params = SamplingParams(
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            n=settings.samples_per_prompt,
+            seed=(self.seed * 1_000_003 + step) * samples,
+            logprobs=0,
+        )
+        named = {e.name: e for e in self.environments}
+        return attempt(self.engine, self.problems(step), params, environments=named)
+
+    def _group(self, attempts: Sequence[Attempt]) -> Group | None:
+        rewards = [float(a.correct) + self.settings.format_reward * float(a.formed) for a in attempts]
+        advantages = group_advantages(rewards)
+        if advantages is None:
+            return None
+        outputs = [a.output for a in attempts]
+        return Group(
+            attempts[0].prompt_ids,
+            [output.token_ids for output in outputs],
+            [output.logprobs or [] for output in outputs],
+            advantages,
+            [output.experts for output in outputs] if self.settings.replay_routing else None,
+        )
+
+    def _charge(self, attempts: Sequence[Attempt]) -> None:
+        each = self.settings.samples_per_prompt
+        prompts = [len(attempts[at].prompt_ids) for at in range(0, len(attempts), each)]
+        replies = [[len(a.output.token_ids) for a in attempts[at : at + each]] for at in range(0, len(attempts), each)]
+        self.meter.tokens += sum(prompts) + sum(map(sum, replies))
+        self.meter.flops += sampling_flops(self.engine.config, prompts, replies)
+
+
+def _metrics(attempts: Sequence[Attempt]) -> dict[str, float]:
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / max(len(values), 1)
+
+    metrics = {
+        "reward": mean([float(a.correct) for a in attempts]),
+        "correct": mean([float(a.correct) for a in attempts]),
+        "format": mean([float(a.formed) for a in attempts]),
+        "length": mean([float(len(a.output.token_ids)) for a in attempts]),
+        "unfinished": mean([float(a.output.finish_reason == "length") for a in attempts]),
+    }
+    for name in sorted({a.problem.environment for a in attempts}):
+        metrics[f"correct_{name}"] = mean([float(a.correct) for a in attempts if a.problem.environment == name])
+    if failed := [a.error for a in attempts if a.error]:
+        metrics["checker_errors"] = float(len(failed))
+    return metrics

@@ -1,0 +1,112 @@
+"""Gate: what every request passes first: a request id, who may ask, which host name was meant."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from leanseek.errors import UsageError
+from leanseek.server.completion import to_json
+from leanseek.server.openai import ApiError
+
+# Answered without a key: whether the server lives, and the page, which asks for the key itself.
+OPEN_PATHS = ("/", "/health", "/ready")
+
+
+class Gate:
+    """Wraps the application.
+
+    Args:
+        app: what answers a request that may pass.
+        api_keys: any of them opens; none: everybody may ask, but only under a local host name, so
+            that a web page cannot reach the server through a name that it points at this machine.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = ()) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request and pass it on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(16)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+        except ApiError as error:
+            await error_response(error)(scope, receive, send_marked)
+        else:
+            await self._app(scope, receive, send_marked)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        if not self._keys:
+            name = _host_name(headers.get("host", "localhost"))
+            if not is_loopback(name):
+                raise ApiError(
+                    403,
+                    f"the server has no API key, so it answers under local names alone, not {name!r}; "
+                    "ask http://127.0.0.1, or start it with --api-key-file",
+                    code="host_not_allowed",
+                )
+        elif path not in OPEN_PATHS:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            given = key.strip().encode() if scheme.lower() == "bearer" else b""
+            # Every key is compared, each in constant time: the answer's delay tells nothing.
+            if not sum(hmac.compare_digest(given, known) for known in self._keys):
+                message = "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY"
+                raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def error_response(error: ApiError) -> Response:
+    """Return the answer that tells a client of a failure."""
+    return Response(to_json(error.envelope()), error.status, error.headers, "application/json")
+
+
+def read_keys(path: str | Path) -> tuple[str, ...]:
+    """Read a file of API keys, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        UsageError: the file cannot be read, has no key, or a key cannot stand in a header.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the API keys cannot be read ({error})") from None
+    lines = [line.strip() for line in text.splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise UsageError(f"{path} has no API key; write one a line")
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise UsageError(f"{path}: an API key is made of ASCII characters without spaces")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().removesuffix(".") == "localhost"
+
+
+def _host_name(header: str) -> str:
+    """Return a Host header's name without its port: "[::1]:8000" -> "::1"."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]

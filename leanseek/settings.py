@@ -1,0 +1,244 @@
+"""Recipes: a TOML file, what it extends and the command line's overrides -> one frozen, checked Recipe."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leanseek.errors import ConfigError, nearest
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Settings):
+    """Where text comes from."""
+
+    sources: tuple[str, ...] = Field((), description="folders or files of .txt/.jsonl; empty: the embedded corpus")
+    documents: int = Field(40_000, ge=1, description="documents that the embedded corpus generates")
+    sequence_tokens: int = Field(128, ge=8, description="tokens of one training sequence")
+    validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of documents kept for validation")
+
+
+class TokenizerSettings(Settings):
+    """The byte-level BPE tokenizer."""
+
+    vocab_size: int | None = Field(None, ge=300, description="tokens, special ones included; None: the model's")
+    training_documents: int = Field(20_000, ge=1, description="documents that the vocabulary is learnt from")
+
+
+class OptimiserSettings(Settings):
+    """Muon for matrices and stacked experts, AdamW for the rest."""
+
+    name: Literal["muon", "adamw"] = Field("muon", description="muon, or adamw for every parameter")
+    lr: float = Field(0.02, gt=0, description="peak learning rate of Muon's matrices (of everything under adamw)")
+    adamw_lr: float = Field(3e-3, gt=0, description="peak learning rate of embeddings, head, norms and router")
+    weight_decay: float = Field(0.0, ge=0, description="share of a weight lost per step, times the learning rate")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
+    beta2: float = Field(0.95, gt=0, lt=1, description="of AdamW")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+
+class TrainSettings(Settings):
+    """What pretraining, SFT and GRPO share: how long, how large a step, how often saved."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps; give this or minutes")
+    minutes: float | None = Field(None, gt=0, description="time budget; steps follow from the measured speed")
+    batch_sequences: int = Field(32, ge=1, description="windows (pretraining) or conversations (SFT) of a step")
+    micro_tokens: int | None = Field(None, ge=1, description="tokens of one forward pass; None: the whole batch")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of steps in the linear warm-up")
+    decay_fraction: float = Field(0.3, ge=0, le=1, description="share of steps in V3's cosine decay")
+    final_lr_fraction: float = Field(0.1, ge=0, le=1, description="share of the peak learning rate left at the end")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(1, ge=1, description="newest checkpoints of a stage that are kept")
+    validate_every: int = Field(200, ge=1, description="steps between looks at held-back text or problems")
+    balance_rate: float = Field(1e-3, ge=0, description="gamma of the router bias update (V3: 0.001)")
+    balance_loss: float = Field(1e-4, ge=0, description="alpha of the sequence-wise balance loss (V3: 0.0001)")
+    mtp_weight: float = Field(0.3, ge=0, description="lambda of the MTP loss (V3: 0.3, later 0.1); 0: not trained")
+    optimiser: OptimiserSettings = OptimiserSettings()
+
+
+class SftSettings(TrainSettings):
+    """Cold start: supervised fine-tuning on worked solutions."""
+
+    traces_per_environment: int = Field(500, ge=1, description="worked solutions per task")
+    skip: float = Field(0.0, ge=0, le=1, description="chance that a trace leaves a step out and does it in the head")
+    enough: float | None = Field(None, gt=0, le=1, description="accuracy on unseen training problems that ends SFT")
+    development_problems: int = Field(96, ge=1, description="problems per task that this accuracy is measured on")
+
+
+class GrpoSettings(TrainSettings):
+    """Reinforcement learning with verifiable rewards."""
+
+    prompts_per_step: int = Field(64, ge=1, description="problems of a step")
+    samples_per_prompt: int = Field(8, ge=2, description="replies per problem, the group that is compared")
+    max_new_tokens: int = Field(64, ge=1, description="longest reply, in tokens")
+    temperature: float = Field(1.0, gt=0, description="of the samples")
+    clip_low: float = Field(0.2, gt=0, description="how far below 1 the probability ratio counts")
+    clip_high: float = Field(0.28, gt=0, description="DAPO's clip-higher")
+    kl_weight: float = Field(0.0, ge=0, description="weight of the KL to the SFT model; 0: none")
+    format_reward: float = Field(0.0, ge=0, description="bonus for a well-formed reply")
+    replay_routing: bool = Field(True, description="train on the experts that sampling chose")
+    development_problems: int = Field(96, ge=1, description="problems per task of the accuracy shown on the way")
+
+
+class EvalSettings(Settings):
+    """Held-out evaluation."""
+
+    problems: int = Field(512, ge=1, description="held-out problems per environment")
+    samples: int = Field(4, ge=1, description="samples per problem for pass@k")
+    max_new_tokens: int = Field(64, ge=1, description="longest reply, in tokens")
+
+
+class CostSettings(Settings):
+    """What a run is charged for."""
+
+    usd_per_hour: float = Field(0.05, ge=0, description="price of the machine")
+    hardware: str | None = Field(None, description="row of hardware.toml; None: this machine")
+
+
+class Recipe(Settings):
+    """A whole run: which model, which tasks, and every stage's settings."""
+
+    name: str = Field("custom", description="of the run; default: the recipe file's")
+    model: str = Field("laptop", description="preset, or a path to a config.json")
+    environments: tuple[str, ...] = Field(("countdown",), description="tasks that the run trains on and is judged by")
+    levels: dict[str, tuple[int, ...]] = Field({}, description="environment -> levels used; default: all")
+    seed: int = Field(0, description="of weights, data and samples")
+    device: Device = Field("cpu", description="where the model runs")
+    dtype: Dtype = Field("float32", description="what the weights are kept in")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None: all that this process may use")
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    pretrain: TrainSettings = TrainSettings()
+    sft: SftSettings = SftSettings()
+    grpo: GrpoSettings = GrpoSettings()
+    eval: EvalSettings = EvalSettings()
+    cost: CostSettings = CostSettings()
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with leanseek."""
+    folder = resources.files("leanseek") / "recipes"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Load a recipe by name or path and lay `overrides` over it.
+
+    Args:
+        name_or_path: the name of an embedded recipe, or the path of a TOML file.
+        overrides: dotted key -> value (text is parsed as TOML where it can be), e.g. {"grpo.steps": "40"}.
+    Raises:
+        ConfigError: no such recipe, not TOML, an unknown key or a value that is not acceptable.
+    """
+    path = _find(name_or_path)
+    values = _read(path, seen=())
+    values.setdefault("name", path.name.removesuffix(".toml"))
+    known = set(dotted_keys())
+    for key, value in (overrides or {}).items():
+        parts = key.replace("-", "_").split(".")
+        if parts[0] != "levels" and ".".join(parts) not in known:
+            raise ConfigError(f"--{key} is not a setting{nearest('.'.join(parts), known)}")
+        node = values
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):  # the file has a value where a section belongs, and is told so
+                _validate(values, str(name_or_path))
+        node[parts[-1]] = _parse(value)
+    return _validate(values, str(name_or_path))
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Check a recipe's values that are already at hand (a run folder's resolved recipe, for one).
+
+    Raises:
+        ConfigError: an unknown key or a value that is not acceptable.
+    """
+    return _validate(dict(values), where)
+
+
+def dotted_keys(settings: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Yield every setting's dotted name, such as `grpo.optimiser.lr`."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from dotted_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _find(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text.endswith(".toml") or "/" in text:
+        path = Path(text)
+        if not path.is_file():
+            raise ConfigError(f"{text}: there is no such recipe file")
+        return path
+    if text not in recipe_names():
+        raise ConfigError(f"recipe {text!r} is not known{nearest(text, recipe_names())}; have {', '.join(recipe_names())}")
+    return Path(str(resources.files("leanseek") / "recipes" / f"{text}.toml"))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f"{path}: recipes extend each other in a circle")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    near = path.parent / f"{parent}.toml"
+    return _merge(_read(near if near.is_file() else _find(parent), (*seen, path)), values)
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse(value: Any) -> Any:
+    """Read a command-line text as a TOML value; what is not TOML is a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _validate(values: dict[str, Any], where: str) -> Recipe:
+    data = values.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("sources"), str):
+        values = {**values, "data": {**data, "sources": [data["sources"]]}}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        keys = list(dotted_keys())
+        sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+        known = [*sorted(sections), *keys]
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{key} is not a setting{nearest(key, known)}")
+            else:
+                problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}")
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from None

@@ -1,0 +1,258 @@
+"""Stages: the line from corpus to card; each stage is made once, charged to the ledger, and resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+import torch
+
+import leanseek
+from leanseek.checkpoint.directory import empty_model
+from leanseek.cost.card import model_card
+from leanseek.cost.energy import EnergyMeter
+from leanseek.cost.ledger import Charge, Ledger
+from leanseek.data.tokens import TokenisedCorpus, tokenise, train_tokenizer
+from leanseek.envs.environment import Environment, load_environment
+from leanseek.errors import ConfigError, RunError, nearest
+from leanseek.evals.evaluation import development_accuracy, evaluate_run
+from leanseek.evals.report import write_report
+from leanseek.files import write_atomic
+from leanseek.kernels.threads import available_threads, share_out
+from leanseek.log import RunLog, say
+from leanseek.model.config import load_preset
+from leanseek.model.count import parameters, training_flops_per_token
+from leanseek.model.transformer import Transformer
+from leanseek.rl.grpo import grpo
+from leanseek.run import STAGES, Run
+from leanseek.settings import Recipe
+from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.pretrain import pretrain
+from leanseek.train.sft import sft
+from leanseek.train.stage import Stage
+from leanseek.units import format_seconds
+
+
+def make(run: Run, until: str = "eval") -> None:
+    """Make every stage up to `until` that a run folder lacks, going on with one that was stopped.
+
+    Args:
+        run: its folder is written; no other process may work on it.
+        until: "tokenizer", "pretrain", "sft", "grpo" or "eval".
+    Raises:
+        RunError: no such stage, or the folder is in use or in a state that a stage cannot go on from.
+        KeyboardInterrupt: Ctrl-C; what was done is saved.
+    """
+    if until not in STAGES:
+        raise RunError(f"stage {until!r} is not known{nearest(until, STAGES)}; have {', '.join(STAGES)}")
+    with run.lock():
+        line = _Line(run)
+        for name in STAGES[: STAGES.index(until) + 1]:
+            if run.stage_done(name):
+                say(f"{name}: done already")
+            else:
+                line.make(name)
+
+
+def dry_run(recipe: Recipe) -> dict[str, Any]:
+    """Say what a recipe would make and how much work that is, without training; nothing is written.
+
+    Raises:
+        ConfigError: the model or an environment is not known, or they do not fit together.
+    """
+    config = load_preset(recipe.model)
+    for name in recipe.environments:
+        load_environment(name)
+    _check_vocabulary(recipe)
+    with torch.device("meta"):
+        model = empty_model(config, dtype=recipe.dtype)
+    bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    counted = parameters(config)
+    length = recipe.data.sequence_tokens
+    window_tokens = recipe.pretrain.batch_sequences * length
+    per_token = training_flops_per_token(config, length, mtp=recipe.pretrain.mtp_weight > 0)
+    steps = recipe.pretrain.steps
+    grpo_samples = recipe.grpo.prompts_per_step * recipe.grpo.samples_per_prompt
+    # Gradients and one or two moments of each weight; a bf16 weight has an fp32 master and fp32 moments.
+    per_weight = 16 if recipe.dtype == "float32" else 16 + 2 * 2
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "device": recipe.device,
+        "dtype": recipe.dtype,
+        "parameters": counted.total,
+        "mtp_parameters": counted.mtp,
+        "active_parameters": counted.active,
+        "weights_bytes": bytes_of_weights,
+        "training_state_bytes": sum(p.numel() for p in model.parameters()) * per_weight,
+        "pretrain_steps": steps,
+        "pretrain_minutes": recipe.pretrain.minutes,
+        "pretrain_tokens_per_step": window_tokens,
+        "pretrain_tokens": None if steps is None else steps * window_tokens,
+        "training_flops_per_token": per_token,
+        "pretrain_flops": None if steps is None else steps * window_tokens * per_token,
+        "sft_steps": recipe.sft.steps,
+        "sft_minutes": recipe.sft.minutes,
+        "grpo_steps": recipe.grpo.steps,
+        "grpo_minutes": recipe.grpo.minutes,
+        "grpo_samples_per_step": grpo_samples,
+        "environments": list(recipe.environments),
+    }
+
+
+class _Line:
+    """A run's stages, with what they share."""
+
+    def __init__(self, run: Run) -> None:
+        recipe = run.recipe
+        _check_vocabulary(recipe)
+        if recipe.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device = 'cuda', but torch finds no CUDA device here; use --device cpu, or --dry-run")
+        self.workers = share_out(recipe.threads, recipe.device)
+        self.run, self.recipe = run, recipe
+        self.log = RunLog(run.metrics_path)
+        meter = EnergyMeter(
+            recipe.device,
+            recipe.cost.hardware,
+            gpu_name=torch.cuda.get_device_name() if recipe.device == "cuda" else None,
+            gpu_uuid=f"GPU-{torch.cuda.get_device_properties(0).uuid}" if recipe.device == "cuda" else None,
+        )
+        self.ledger = Ledger(run.ledger_path, recipe.cost.usd_per_hour, recipe.device, meter=meter)
+        self.environments: list[Environment] = [load_environment(name) for name in recipe.environments]
+
+    def make(self, name: str) -> None:
+        """Make one stage, charge it, and write its figures down."""
+        makers: dict[str, Callable[[Charge], dict[str, Any]]] = {
+            "tokenizer": self._tokenizer,
+            "pretrain": self._pretrain,
+            "sft": self._sft,
+            "grpo": self._grpo,
+            "eval": self._eval,
+        }
+        say(f"{name}: {'going on' if self.run.stage_begun(name) else 'starting'}")
+        start_s = time.monotonic()
+        if self.recipe.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with self.ledger.charge(name) as charge:
+            figures = makers[name](charge)
+            if self.recipe.device == "cuda":
+                charge.device_peak_memory_bytes = torch.cuda.max_memory_allocated()
+        self.run.finish(name, {**self.ledger.totals()[name], **figures})
+        self._summarise()
+        say(f"{name}: done in {format_seconds(time.monotonic() - start_s)}")
+
+    def _tokenizer(self, charge: Charge) -> dict[str, Any]:
+        vocab_size = self.recipe.tokenizer.vocab_size or load_preset(self.recipe.model).vocab_size
+        tokenizer = train_tokenizer(self.recipe, vocab_size)
+        tokenizer.save(self.run.tokenizer_folder)
+        corpus = tokenise(self.recipe, tokenizer)
+        corpus.save(self.run.corpus_folder)
+        charge.tokens += corpus.facts.train_tokens + corpus.facts.validation_tokens
+        return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
+
+    def _pretrain(self, charge: Charge) -> dict[str, Any]:
+        return pretrain(self._stage("pretrain", charge), TokenisedCorpus.load(self.run.corpus_folder))
+
+    def _sft(self, charge: Charge) -> dict[str, Any]:
+        return sft(self._stage("sft", charge), self.environments, self._watch(self.recipe.sft.development_problems))
+
+    def _grpo(self, charge: Charge) -> dict[str, Any]:
+        return grpo(self._stage("grpo", charge), self.environments, self._watch(self.recipe.grpo.development_problems))
+
+    def _eval(self, charge: Charge) -> dict[str, Any]:
+        found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
+        write_atomic(self.run.samples_path, "".join(lines))
+        self.run.update("accuracy", found.accuracy)
+        if found.mtp_acceptance is not None:
+            self.run.update("mtp", {"acceptance": found.mtp_acceptance})
+        return {"problems": self.recipe.eval.problems}
+
+    def _stage(self, name: str, charge: Charge) -> Stage:
+        return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers)
+
+    def _load_tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.run.tokenizer_folder)
+
+    def _watch(self, problems: int) -> Callable[[Transformer], dict[str, float]]:
+        recipe, tokenizer = self.recipe, self._load_tokenizer()
+
+        def accuracy(model: Transformer) -> dict[str, float]:
+            limit = recipe.grpo.max_new_tokens
+            return development_accuracy(
+                model,
+                tokenizer,
+                self.environments,
+                problems=problems,
+                levels=recipe.levels,
+                seed=recipe.seed,
+                max_new_tokens=limit,
+                context_tokens=limit + recipe.data.sequence_tokens,
+                workers=self.workers,
+            )
+
+        return accuracy
+
+    def _summarise(self) -> None:
+        """Bring the summary's totals, the card and the report up to date."""
+        config = load_preset(self.recipe.model)
+        counted = parameters(config)
+        self.run.update("totals", self.ledger.totals()["totals"])
+        self.run.update("machine", machine(self.recipe.device))
+        shape = {"name": self.recipe.model, "parameters": counted.total, "active_parameters": counted.active}
+        self.run.update("model", shape)
+        write_atomic(self.run.card_path, model_card(self.run.summary, self.recipe.model_dump(mode="json")))
+        write_report(self.run.folder)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return what a run was made on."""
+    return {
+        "processor": _processor(),
+        "cores": available_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "leanseek": leanseek.__version__,
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of a source checkout, or None where leanseek was installed otherwise."""
+    here = str(leanseek.__path__[0])
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _check_vocabulary(recipe: Recipe) -> None:
+    config = load_preset(recipe.model)
+    wanted = recipe.tokenizer.vocab_size
+    if wanted is not None and wanted > config.vocab_size:
+        raise ConfigError(
+            f"tokenizer.vocab_size = {wanted}, but the model {recipe.model} has rows for {config.vocab_size} tokens: "
+            "leave it out to use them all"
+        )
+    if recipe.data.sequence_tokens > config.max_position_embeddings:
+        raise ConfigError(
+            f"data.sequence_tokens = {recipe.data.sequence_tokens} is more than the model's context of "
+            f"{config.max_position_embeddings} tokens"
+        )

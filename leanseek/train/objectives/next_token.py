@@ -1,0 +1,74 @@
+"""Next-token prediction with MTP: the loss of pretraining and SFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanseek.data.batches import IGNORED, Batch
+from leanseek.model.experts import Routing
+from leanseek.model.transformer import Transformer
+from leanseek.train.balance import expert_counts, sequence_balance_loss
+from leanseek.train.objectives.loss import Loss
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of the next token, plus the MTP loss and the sequence-wise balance loss.
+
+    Args:
+        mtp_weight: lambda of the MTP loss; 0 leaves the MTP layer out.
+        balance_loss: alpha of the balance loss.
+    Source: DeepSeek-V3 report sections 2.1.2 and 2.2.
+    """
+
+    mtp_weight: float
+    balance_loss: float
+
+    def __call__(self, model: Transformer, batch: Batch) -> Loss:
+        """Return the loss of a batch."""
+        routing = Routing(keep_scores=self.balance_loss > 0)
+        hidden_TD = model(batch.tokens_T, batch.segments, routing=routing)
+        main = cross_entropy(model, hidden_TD, batch.targets_T)
+        total = main
+        metrics = {"loss": main.detach()}
+        mtp_runs = self.mtp_weight > 0 and model.mtp_layer is not None
+        if mtp_runs:
+            ahead_TD = model.mtp(hidden_TD, batch.next_tokens_T, batch.segments)
+            mtp = cross_entropy(model, ahead_TD, batch.second_targets_T)
+            total = total + self.mtp_weight * mtp
+            metrics["mtp_loss"] = mtp.detach()
+        if self.balance_loss > 0 and routing.scores:
+            total = total + self.balance_loss * sequence_balance_loss(routing, batch.segments)
+        counts = expert_counts(routing, model.config.n_routed_experts)
+        figures = {name: float(value) for name, value in metrics.items()}
+        return Loss(
+            total, figures, batch.segments.tokens, batch.segments.pairs, batch.learnt, mtp=mtp_runs, counts=counts
+        )
+
+
+def cross_entropy(model: Transformer, hidden_TD: Tensor, targets_T: Tensor) -> Tensor:
+    """Return the mean cross-entropy, in nats, over the targets that are not IGNORED.
+
+    Only rows with a target are multiplied by the head.
+    """
+    learnt = targets_T != IGNORED
+    if not bool(learnt.all()):
+        hidden_TD, targets_T = hidden_TD[learnt], targets_T[learnt]
+    if targets_T.numel() == 0:
+        return hidden_TD.sum() * 0.0
+    return F.cross_entropy(model.logits(hidden_TD).float(), targets_T)
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, batches: list[Batch]) -> float:
+    """Return the mean next-token loss in nats over batches, each target weighing the same."""
+    total, count = 0.0, 0
+    for batch in batches:
+        targets = int((batch.targets_T != IGNORED).sum())
+        total += float(cross_entropy(model, model(batch.tokens_T, batch.segments), batch.targets_T)) * targets
+        count += targets
+    return total / max(count, 1)

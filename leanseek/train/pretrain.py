@@ -1,0 +1,38 @@
+"""Pretraining: next-token prediction with MTP over the tokenised corpus."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from leanseek.data.batches import TokenStream
+from leanseek.data.tokens import TokenisedCorpus
+from leanseek.train.objectives.next_token import NextToken, mean_loss
+from leanseek.train.stage import Stage
+
+
+def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
+    """Train a fresh model (or go on with one); return the stage's figures.
+
+    Args:
+        stage: of a run.
+        corpus: training and validation tokens.
+    Raises:
+        DataError: the corpus is smaller than one batch.
+    """
+    recipe, settings = stage.run.recipe, stage.settings
+    length = recipe.data.sequence_tokens
+    stream = TokenStream(corpus.train, length, settings.batch_sequences, recipe.seed)
+    # A small validation set still needs one window.
+    held_out = TokenStream(corpus.validation, min(length, len(corpus.validation) - 2), 1, 0)
+    validation = [batch.to(recipe.device) for batch in held_out.validation(settings.batch_sequences)]
+    model = stage.model()
+    bits_per_nat_per_token = corpus.facts.validation_tokens / corpus.facts.validation_bytes / math.log(2)
+
+    def validate() -> dict[str, float]:
+        loss = mean_loss(model, validation)
+        return {"validation_loss": loss, "bits_per_byte": loss * bits_per_nat_per_token}
+
+    objective = NextToken(settings.mtp_weight, settings.balance_loss)
+    trainer = stage.fit(model, objective, stream.batch, {"validate": validate})
+    return {"steps": trainer.done, "corpus_passes": trainer.done / stream.batches_per_pass, **validate()}

@@ -1,0 +1,53 @@
+"""SFT: the cold start on worked solutions, thinking first, with loss on the assistant's tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from leanseek.data.traces import TraceBatches, traces
+from leanseek.envs.environment import Environment
+from leanseek.model.transformer import Transformer
+from leanseek.settings import SftSettings
+from leanseek.tokens.chat import ChatFormat
+from leanseek.train.objectives.next_token import NextToken
+from leanseek.train.stage import Stage
+
+
+def sft(
+    stage: Stage, environments: Sequence[Environment], evaluate: Callable[[Transformer], dict[str, float]]
+) -> dict[str, Any]:
+    """Teach a pretrained model to think and answer; return the stage's figures.
+
+    Args:
+        stage: of a run.
+        environments: tasks that traces are made of.
+        evaluate: model -> accuracy per task on the development split, which no stage trains on;
+            their mean ends the stage where it reaches `sft.enough`, so that RL starts with something
+            to sharpen.
+    """
+    recipe, settings = stage.run.recipe, stage.run.recipe.sft
+    assert isinstance(settings, SftSettings)
+    examples = traces(
+        ChatFormat(stage.tokenizer),
+        environments,
+        settings.traces_per_environment,
+        levels=recipe.levels,
+        seed=recipe.seed,
+        skip=settings.skip,
+    )
+    batches = TraceBatches(examples, settings.batch_sequences, recipe.seed)
+    model = stage.model()
+    latest: dict[str, float] = {}
+
+    def validate() -> dict[str, float]:
+        latest.clear()
+        latest.update(evaluate(model))
+        return latest
+
+    def enough(measured: Any) -> bool:
+        return settings.enough is not None and sum(measured.values()) / len(measured) >= settings.enough
+
+    objective = NextToken(settings.mtp_weight, settings.balance_loss)
+    trainer = stage.fit(model, objective, batches.batch, {"validate": validate, "enough": enough})
+    return {"steps": trainer.done, "traces": len(examples), "passes": trainer.done / batches.batches_per_pass, **latest}

@@ -1,0 +1,94 @@
+"""Stage: one training stage of a run at work: where its weights come from, where its steps and checkpoints go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from leanseek.checkpoint.directory import empty_model, load_model
+from leanseek.checkpoint.resume import load_state, save_checkpoint
+from leanseek.errors import RunError
+from leanseek.log import RunLog, progress
+from leanseek.model.config import load_preset
+from leanseek.model.initialise import initialise
+from leanseek.model.transformer import Transformer
+from leanseek.run import Run
+from leanseek.settings import TrainSettings
+from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
+
+PREVIOUS = {"sft": "pretrain", "grpo": "sft"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage of a run.
+
+    Args:
+        run: whose folder is written.
+        name: "pretrain", "sft" or "grpo".
+        tokenizer: saved with every checkpoint.
+        log: step by step.
+        meter: where the work is charged.
+        workers: threads that share the work of a step.
+    """
+
+    run: Run
+    name: str
+    tokenizer: Tokenizer
+    log: RunLog
+    meter: Meter
+    workers: int = 1
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The stage's own settings."""
+        settings: TrainSettings = getattr(self.run.recipe, self.name)
+        return settings
+
+    def model(self) -> Transformer:
+        """Return the weights to go on from: the stage's last checkpoint, the stage before's, or a fresh start.
+
+        Raises:
+            RunError: the stage before has left no checkpoint.
+        """
+        recipe = self.run.recipe
+        folder = self.run.latest(self.name)
+        if folder is None and self.name in PREVIOUS:
+            before = PREVIOUS[self.name]
+            folder = self.run.latest(before)
+            if folder is None:
+                raise RunError(f"{self.run.folder} has no checkpoint of {before}, which {self.name} starts from")
+        if folder is not None:
+            return load_model(folder, dtype=recipe.dtype, device=recipe.device)
+        config = load_preset(recipe.model).replace(
+            bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id
+        )
+        return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
+
+    def fit(self, model: Transformer, objective: Objective, batches: Batches, hooks: dict[str, Any]) -> Trainer:
+        """Train with this stage's settings, going on from its last checkpoint if it has one.
+
+        Args:
+            model: from `model`.
+            objective: (model, batch) -> Loss.
+            batches: step -> batch.
+            hooks: `validate` and `enough` of `trainer.Hooks`, if wanted.
+        """
+        trainer = Trainer(model, objective, self.settings, self.meter, self.workers)
+        folder = self.run.latest(self.name)
+        if folder is not None:
+            trainer.load_state_dict(load_state(folder))
+        self.log.rewind(self.name, trainer.done)
+        kept = self.settings.keep_checkpoints
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            save_checkpoint(self.run.checkpoint(self.name, step), model, self.tokenizer, state)
+            self.run.prune(self.name, kept)
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            self.log.log(self.name, step, **metrics)
+
+        with progress(trainer.steps, self.name) as bar:
+            trainer.fit(batches, Hooks(log, save, **hooks), bar)
+        return trainer

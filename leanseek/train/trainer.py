@@ -1,0 +1,236 @@
+"""Trainer: the one loop of pretraining, SFT and GRPO: batch -> loss -> backward -> clip -> step -> balance."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from leanseek.errors import RunError
+from leanseek.kernels.threads import run_all
+from leanseek.log import Progress
+from leanseek.model.count import training_flops
+from leanseek.model.transformer import Transformer
+from leanseek.settings import TrainSettings
+from leanseek.train.balance import load_factor, update_bias
+from leanseek.train.interrupt import interrupts
+from leanseek.train.objectives.loss import Loss
+from leanseek.train.optimisers import Optimiser
+from leanseek.train.schedules import lr_factor
+
+# Steps that are timed, without an update, to turn a time budget into a number of steps.
+PROBES = 3
+# Metrics of which a batch shows its parts' largest value; of the others, the mean.
+LARGEST = ("logprob_gap",)
+
+
+class TrainingBatch(Protocol):
+    """What the trainer needs to know of a batch; each objective has its own kind."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Figures of how the batch came about, for the log."""
+
+    def pieces(self, count: int, tokens: int | None) -> list[tuple[Any, float]]:
+        """Return `count` parts of about equal size, or more where a part would have over `tokens` tokens.
+
+        Each comes with its share of the loss. There may be fewer, where there is too little to part.
+        """
+
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        """Return the batch on a device."""
+
+
+class Meter(Protocol):
+    """Where work is charged: a `cost.ledger` charge, or anything with these two counters."""
+
+    tokens: int
+    flops: float
+
+
+Objective = Callable[[Transformer, Any], Loss]
+Batches = Callable[[int], TrainingBatch | None]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a stage has done along the way.
+
+    Args:
+        log: called after a logged step with its number and metrics.
+        save: called with the number of steps done and the trainer's state.
+        validate: called every `validate_every` steps, and at the end; returns metrics.
+        enough: whether validation metrics say that the stage may end early.
+    """
+
+    log: Callable[[int, dict[str, float]], None]
+    save: Callable[[int, dict[str, Any]], None]
+    validate: Callable[[], dict[str, float]] | None = None
+    enough: Callable[[Mapping[str, float]], bool] | None = None
+
+
+class Trainer:
+    """Trains a model in place.
+
+    Args:
+        model: its weights are changed.
+        objective: (model, batch) -> Loss.
+        settings: of the stage.
+        meter: tokens and FLOPs are added to it.
+        workers: threads that share a step's batch; they meet when their gradients are summed.
+    """
+
+    def __init__(
+        self, model: Transformer, objective: Objective, settings: TrainSettings, meter: Meter, workers: int = 1
+    ) -> None:
+        self.model, self.objective, self.settings, self.meter = model, objective, settings, meter
+        self.workers = workers
+        self.optimiser = Optimiser(model, settings.optimiser)
+        self.done = 0
+        self.steps: int | None = settings.steps
+        self.ended = False
+
+    def step(self, batch: TrainingBatch) -> dict[str, float]:
+        """Take one optimiser step on a batch; return its metrics.
+
+        Raises:
+            RunError: the loss or the gradient is not finite; the weights are untouched.
+        """
+        metrics = self._gradients(batch)
+        metrics["gradient_norm"] = norm = self.optimiser.clip()
+        if not math.isfinite(norm):
+            raise RunError(
+                f"step {self.done + 1}: the loss is {metrics.get('loss', math.nan):.4g} and the gradient's norm {norm}; "
+                "the weights are untouched; go on from the last checkpoint with a lower learning rate"
+            )
+        metrics["lr_factor"] = factor = lr_factor(self.done, self.steps or self.done + 1, self.settings)
+        self.optimiser.step(factor)
+        self.optimiser.zero_grad()
+        update_bias(self.model, self._counts, self.settings.balance_rate)
+        if self._counts:
+            metrics["load_factor"] = load_factor(self._counts)
+        return metrics
+
+    def fit(self, batches: Batches, hooks: Hooks, progress: Progress) -> None:
+        """Train until the stage's steps are done; go on from `load_state_dict` if that was called.
+
+        Args:
+            batches: step -> batch; None where there is nothing to learn from, which counts as a step.
+            hooks: what to do along the way.
+            progress: shown to the person at the terminal.
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the state was saved.
+        """
+        self.model.train()
+        if self.steps is None:
+            self.steps = self._steps_in_budget(batches)
+        progress.total = self.steps
+        progress.start_at(self.done)
+        every = max(1, self.steps // 300)
+        saved = self.done
+        with interrupts() as interrupt:
+            while self.done < self.steps and not self.ended:
+                start_s, tokens = time.monotonic(), self.meter.tokens
+                batch = batches(self.done)
+                self.model.train()
+                metrics = dict(batch.metrics) | self.step(batch.to(self.model.device)) if batch is not None else {}
+                self.done += 1
+                metrics["tokens_per_s"] = (self.meter.tokens - tokens) / (time.monotonic() - start_s)
+                last = self.done == self.steps
+                watched = hooks.validate is not None and (last or self.done % self.settings.validate_every == 0)
+                if watched and hooks.validate is not None:
+                    measured = hooks.validate()
+                    metrics |= measured
+                    self.ended = hooks.enough is not None and hooks.enough(measured)
+                    progress.say(f"  step {self.done}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
+                if last or watched or self.done % every == 0:
+                    hooks.log(self.done, metrics)
+                progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
+                if last or self.ended or interrupt.wanted or self.done % self.settings.checkpoint_every == 0:
+                    hooks.save(self.done, self.state_dict())
+                    saved = self.done
+                if interrupt.wanted:
+                    raise KeyboardInterrupt
+        if saved != self.done:  # resumed at the very end: nothing was left to do
+            hooks.save(self.done, self.state_dict())
+        self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, beside the weights, that an exact continuation needs."""
+        return {"done": self.done, "steps": self.steps, "ended": self.ended, "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` gave."""
+        self.done, self.steps, self.ended = int(state["done"]), int(state["steps"]), bool(state["ended"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def _gradients(self, batch: TrainingBatch) -> dict[str, float]:
+        """Fill the gradients from a batch, its parts shared among the workers, and charge the work."""
+        pieces = batch.pieces(self.workers, self.settings.micro_tokens)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+        def task(worker: int) -> Callable[[], tuple[list[Loss], list[torch.Tensor | None]]]:
+            return lambda: self._work(pieces[worker :: self.workers], parameters)
+
+        done = run_all([task(worker) for worker in range(min(self.workers, len(pieces)))])
+        # Summed in the workers' order, so that the same pieces always give the same bits.
+        for parameter, *gradients in zip(parameters, *(sums for _, sums in done), strict=True):
+            found = [gradient for gradient in gradients if gradient is not None]
+            parameter.grad = found[0] if found else None
+            for gradient in found[1:]:
+                parameter.grad += gradient
+        losses = [loss for worker_losses, _ in done for loss in worker_losses]
+        shares = [share for worker in range(self.workers) for _, share in pieces[worker :: self.workers]]
+        for loss in losses:
+            self.meter.tokens += loss.tokens
+            self.meter.flops += training_flops(
+                self.model.config, tokens=loss.tokens, pairs=loss.pairs, head_tokens=loss.head_tokens, mtp=loss.mtp
+            )
+        self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
+        return _joined([loss.metrics for loss in losses], shares)
+
+    def _work(
+        self, pieces: Sequence[tuple[Any, float]], parameters: list[torch.nn.Parameter]
+    ) -> tuple[list[Loss], list[torch.Tensor | None]]:
+        """One worker's part: losses and summed gradients of its pieces."""
+        losses: list[Loss] = []
+        sums: list[torch.Tensor | None] = [None] * len(parameters)
+        for piece, share in pieces:
+            loss = self.objective(self.model, piece)
+            gradients = torch.autograd.grad(loss.total * share, parameters, allow_unused=True)
+            for i, gradient in enumerate(gradients):
+                known = sums[i]
+                if gradient is not None:
+                    sums[i] = gradient if known is None else known.add_(gradient)
+            losses.append(loss)
+        return losses, sums
+
+    def _steps_in_budget(self, batches: Batches) -> int:
+        """Time a few batches, forward and backward, and return how many steps fit the stage's minutes."""
+        budget_s = (self.settings.minutes or 1.0) * 60
+        times_s = []
+        for probe in range(PROBES):
+            start_s = time.monotonic()
+            batch = batches(probe)
+            if batch is not None:
+                self._gradients(batch.to(self.model.device))
+            self.optimiser.zero_grad()
+            times_s.append(time.monotonic() - start_s)
+        # The optimiser's own time is about a tenth of a step.
+        return max(1, int((budget_s - sum(times_s)) / (1.1 * sorted(times_s)[PROBES // 2])))
+
+
+def _joined(metrics: Sequence[Mapping[str, float]], shares: Sequence[float]) -> dict[str, float]:
+    """Return the parts' metrics as the whole batch's: means by share, but the largest of those in LARGEST."""
+    joined: dict[str, float] = {}
+    for one, share in zip(metrics, shares, strict=True):
+        for name, value in one.items():
+            if name in LARGEST:
+                joined[name] = max(joined.get(name, value), value)
+            else:
+                joined[name] = joined.get(name, 0.0) + value * share
+    return joined

@@ -1,0 +1,102 @@
+"""Variables: every LEANSEEK_* environment variable. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from leanseek.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable.
+
+    Args:
+        name: with its LEANSEEK_ prefix.
+        accepts: what a value may be, in words.
+        default: what holds without it, in words.
+        description: what it is for.
+    """
+
+    name: str
+    accepts: str
+    default: str
+    description: str
+
+
+VARIABLES = (
+    Variable(
+        "LEANSEEK_KERNELS",
+        "auto or reference",
+        "auto",
+        "reference: every operator runs its plain torch form, none that suits this processor better",
+    ),
+    Variable(
+        "LEANSEEK_THREADS",
+        "a whole number from 1",
+        "what the recipe says",
+        "CPU threads of every command; `--threads` on the command line goes before it",
+    ),
+    Variable(
+        "LEANSEEK_TRACEBACK",
+        "0 or 1",
+        "0",
+        "1: a failure shows where in the code it arose, not its sentence alone",
+    ),
+)
+
+
+def threads(environment: Mapping[str, str] | None = None) -> int | None:
+    """Return LEANSEEK_THREADS, or None where it is not set.
+
+    Raises:
+        ConfigError: it is not a whole number from 1.
+    """
+    text = _read("LEANSEEK_THREADS", environment)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"LEANSEEK_THREADS = {text!r}: a whole number from 1 is needed")
+    return int(text)
+
+
+def kernels(environment: Mapping[str, str] | None = None) -> str:
+    """Return LEANSEEK_KERNELS: "auto" or "reference".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = _read("LEANSEEK_KERNELS", environment) or "auto"
+    if text not in ("auto", "reference"):
+        raise ConfigError(f"LEANSEEK_KERNELS = {text!r}: auto or reference is needed")
+    return text
+
+
+def traceback(environment: Mapping[str, str] | None = None) -> bool:
+    """Return whether LEANSEEK_TRACEBACK asks for tracebacks.
+
+    Raises:
+        ConfigError: it is neither 0 nor 1.
+    """
+    text = _read("LEANSEEK_TRACEBACK", environment) or "0"
+    if text not in ("0", "1"):
+        raise ConfigError(f"LEANSEEK_TRACEBACK = {text!r}: 0 or 1 is needed")
+    return text == "1"
+
+
+def check(environment: Mapping[str, str] | None = None) -> None:
+    """Refuse a LEANSEEK_* variable that does not exist: most likely it is misspelt.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    known = [variable.name for variable in VARIABLES]
+    for name in os.environ if environment is None else environment:
+        if name.startswith("LEANSEEK_") and name not in known:
+            raise ConfigError(f"the variable {name} is not known{nearest(name, known)}; have {', '.join(known)}")
+
+
+def _read(name: str, environment: Mapping[str, str] | None) -> str | None:
+    return (os.environ if environment is None else environment).get(name) or None

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from leanseek.checkpoint.directory import save_model
+from leanseek.cli.serve import serve
+from leanseek.errors import CheckpointError, ServerError, UsageError
+
+
+def test_serve_until_ctrl_c(tmp_path, tiny_model, tiny_tokenizer, capfd):
+    save_model(tiny_model, tmp_path / "laptop", tiny_tokenizer)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    answers = []
+
+    def client():
+        limit = time.monotonic() + 10
+        while time.monotonic() < limit and not answers:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                    answers.append(json.load(answer))
+            except OSError:
+                time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    serve(str(tmp_path / "laptop"), port=port)  # returns: Ctrl-C is the way to end it
+    thread.join(5)
+    assert answers == [{"status": "ready", "model": "laptop", "requests": 0}]
+    assert f"http://127.0.0.1:{port}/v1" in capfd.readouterr().err
+
+
+def test_serve_refuses(tmp_path, tiny_model, tiny_tokenizer):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        serve(str(tmp_path / "missing"))
+    save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
+    model = str(tmp_path / "model")
+    with pytest.raises(UsageError, match="api-key-file"):
+        serve(model, host="0.0.0.0", port=0)
+    with pytest.raises(UsageError, match="cannot be read"):
+        serve(model, host="0.0.0.0", port=0, api_key_file=tmp_path / "keys")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ServerError, match="is taken"):
+        serve(model, port=taken.getsockname()[1])

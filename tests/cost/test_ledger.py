@@ -1,0 +1,149 @@
+"""Rows sum to the totals, whatever ended the work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanseek.cost.ledger import LARGEST, SUMMED, Ledger, sum_rows
+from leanseek.errors import RunError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Meter:
+    """A meter that draws 10 W by a clock."""
+
+    def __init__(self, clock: Clock, meter: str = "measured:test") -> None:
+        self.clock, self.meter, self.running = clock, meter, False
+
+    def start(self) -> None:
+        self.start_s, self.running = self.clock(), True
+
+    def read_joules(self) -> float:
+        return 10 * (self.clock() - self.start_s)
+
+    def stop(self) -> None:
+        self.running = False
+
+
+def ledger(tmp_path, clock, meter=None) -> Ledger:
+    return Ledger(
+        tmp_path / "ledger.jsonl", 0.36, meter=meter or Meter(clock), clock=clock, now=lambda: 1_700_000_000.5
+    )
+
+
+def test_a_row_says_what_the_work_took(tmp_path):
+    clock = Clock()
+    with ledger(tmp_path, clock).charge("pretrain") as charge:
+        charge.tokens += 100
+        charge.flops += 1e9
+        charge.device_peak_memory_bytes = 7
+        clock.now += 20
+    row = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert row.pop("peak_memory_bytes") > 1e6
+    assert row == {
+        "time_s": 1_700_000_000.5,
+        "stage": "pretrain",
+        "tokens": 100,
+        "flops": 1e9,
+        "seconds": 20,
+        "joules": 200,
+        "meter": "measured:test",
+        "usd": pytest.approx(0.002),
+        "device_peak_memory_bytes": 7,
+        "device": "cpu",
+    }
+
+
+def test_rows_sum_to_the_totals(tmp_path):
+    clock = Clock()
+    for number, stage in enumerate(("pretrain", "sft", "pretrain", "grpo", "sft"), 1):
+        # A stage that was interrupted and resumed has a row of each process.
+        account = ledger(tmp_path, clock)
+        with account.charge(stage) as charge:
+            charge.tokens += 10 * number
+            charge.flops += 1e6 * number
+            charge.device_peak_memory_bytes = number
+            clock.now += 1.5 * number
+    rows, totals = account.rows(), account.totals()
+    assert list(totals) == ["pretrain", "sft", "grpo", "totals"]
+    for key in SUMMED:
+        assert totals["totals"][key] == pytest.approx(sum(row[key] for row in rows))
+        assert totals["totals"][key] == pytest.approx(sum(totals[stage][key] for stage in ("pretrain", "sft", "grpo")))
+    assert totals["pretrain"]["tokens"] == 10 + 30
+    assert totals["pretrain"]["joules"] == pytest.approx(10 * (1.5 + 4.5))
+    for key in LARGEST:
+        assert totals["totals"][key] == max(row[key] for row in rows)
+    assert totals["totals"]["meter"] == "measured:test"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_work_that_breaks_off_is_charged_too(tmp_path, error):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    with pytest.raises(error), account.charge("grpo") as charge:
+        charge.tokens += 5
+        clock.now += 3
+        raise error
+    assert [(row["tokens"], row["seconds"]) for row in account.rows()] == [(5, 3)]
+    assert not account.meter.running
+    with account.charge("grpo"):
+        clock.now += 1
+    assert account.totals()["grpo"]["seconds"] == 4
+
+
+def test_no_second_is_charged_twice(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    with account.charge("grpo"):
+        with pytest.raises(RunError, match="eval cannot be charged while grpo"), account.charge("eval"):
+            pass
+        clock.now += 2
+    assert [row["stage"] for row in account.rows()] == ["grpo"]
+
+
+def test_meters_that_differ_are_both_named(tmp_path):
+    clock = Clock()
+    for name in ("measured:rapl", "estimated:laptop-cpu", "measured:rapl"):
+        with ledger(tmp_path, clock, Meter(clock, name)).charge("sft"):
+            clock.now += 1
+    assert ledger(tmp_path, clock).totals()["sft"]["meter"] == "measured:rapl, estimated:laptop-cpu"
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    with account.charge("sft"):
+        clock.now += 1
+    with account.path.open("a") as file:
+        file.write('{"stage": "sft", "seco')
+    assert account.totals()["totals"]["seconds"] == 1
+
+
+def test_without_rows_all_totals_are_nought(tmp_path):
+    totals = sum_rows([])
+    assert set(totals) == {"totals"}
+    assert not any(totals["totals"].values())
+
+
+def test_each_piece_of_work_has_its_own_peak(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    size = 200_000_000
+    with account.charge("large"):
+        block = bytearray(size)
+        del block
+    with account.charge("small"):
+        clock.now += 1
+    large, small = (row["peak_memory_bytes"] for row in account.rows())
+    assert large > size
+    # Where the kernel does not let the peak be forgotten it is the whole process's.
+    assert small <= large

@@ -1,0 +1,169 @@
+"""MLA: its equations by hand, and its absorbed form over the cache against the expanded one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from leanseek.kernels.rope import inverse_frequencies, rotations, yarn_mscale
+from leanseek.model.attention import Attention
+from leanseek.model.cache import CacheSpec, ContiguousCache
+from leanseek.model.config import ModelConfig
+from leanseek.model.segments import Segments
+
+YARN = {
+    "type": "yarn",
+    "factor": 4,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
+SHAPES = [{}, {"q_lora_rank": 6}, {"rope_scaling": YARN}, {"num_attention_heads": 1, "v_head_dim": 3}]
+
+
+def make_attention(config: ModelConfig, seed: int = 0) -> Attention:
+    attention = Attention(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in attention.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight"))
+    return attention
+
+
+def turns(config: ModelConfig, segments: Segments) -> Tensor:
+    frequencies = inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, config.yarn)
+    magnitude = yarn_mscale(config.yarn, "mscale") / yarn_mscale(config.yarn, "mscale_all_dim")
+    return rotations(segments.positions_T, frequencies, magnitude)
+
+
+def make_cache(config: ModelConfig, rows: int, capacity: int = 40) -> ContiguousCache:
+    return ContiguousCache([CacheSpec("latent", config.cache_width, "float32")], rows, capacity)
+
+
+def hidden(tokens: int, config: ModelConfig, seed: int = 3) -> Tensor:
+    return torch.randn(tokens, config.hidden_size, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(attention: Attention, config: ModelConfig, x_TD: Tensor) -> Tensor:
+    """The V2 report's equations, head by head and query by query."""
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + config.rms_norm_eps) * weight
+
+    def turn(x: Tensor, position: int) -> Tensor:
+        factors = turns(config, Segments.single(position + 1))[position]
+        return torch.view_as_real(torch.view_as_complex(x.reshape(-1, 2).contiguous()) * factors).reshape(-1)
+
+    nope, rope, value, latent = (
+        config.qk_nope_head_dim,
+        config.qk_rope_head_dim,
+        config.v_head_dim,
+        config.kv_lora_rank,
+    )
+    rows = []
+    keys_values = attention.kv_b_proj.weight.view(config.num_attention_heads, nope + value, latent)
+    stored = x_TD @ attention.kv_a_proj_with_mqa.weight.T
+    c_TL = norm(stored[:, :latent], attention.kv_a_layernorm.weight)
+    for t in range(len(x_TD)):
+        if config.q_lora_rank is None:
+            q = attention.q_proj.weight @ x_TD[t]
+        else:
+            q = attention.q_b_proj.weight @ norm(attention.q_a_proj.weight @ x_TD[t], attention.q_a_layernorm.weight)
+        outs = []
+        for head, q_head in enumerate(q.view(-1, nope + rope)):
+            scores = []
+            for s in range(t + 1):
+                k_nope = keys_values[head, :nope] @ c_TL[s]
+                k_rope = turn(stored[s, latent:], s)
+                scores.append(q_head[:nope] @ k_nope + turn(q_head[nope:], t) @ k_rope)
+            temperature = yarn_mscale(config.yarn, "mscale_all_dim") ** 2
+            shares = torch.softmax(torch.stack(scores) * (nope + rope) ** -0.5 * temperature, 0)
+            outs.append(sum(share * (keys_values[head, nope:] @ c) for share, c in zip(shares, c_TL, strict=False)))
+        rows.append(attention.o_proj.weight @ torch.cat(outs))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+@torch.no_grad()
+def test_it_computes_the_reports_equations(make_config, changes):
+    config = make_config(**changes)
+    attention = make_attention(config)
+    x_TD, segments = hidden(6, config), Segments.single(6)
+    out = attention(x_TD, turns(config, segments), segments, None, 0)
+    assert torch.allclose(out, by_hand(attention, config, x_TD), atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(5,), (1, 1, 1), (7, 1, 4), (6, 6)])
+@pytest.mark.parametrize("changes", SHAPES)
+@torch.no_grad()
+def test_absorbed_is_expanded(make_config, changes, lengths):
+    config = make_config(**changes)
+    attention = make_attention(config)
+    x_TD = hidden(sum(lengths), config)
+    plain = Segments.packed(lengths)
+    cached = Segments(lengths, cached_lengths=(0,) * len(lengths))
+    expanded = attention(x_TD, turns(config, plain), plain, None, 0)
+    absorbed = attention(x_TD, turns(config, cached), cached, make_cache(config, len(lengths)), 0)
+    assert torch.allclose(absorbed, expanded, atol=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [(1,) * 12, (5, 7), (3, 1, 8), (11, 1)])
+@pytest.mark.parametrize("changes", SHAPES[:3])
+@torch.no_grad()
+def test_chunks_and_single_tokens_give_what_the_whole_gives(make_config, changes, cuts):
+    config = make_config(**changes)
+    attention = make_attention(config)
+    x_TD, whole = hidden(12, config), Segments.single(12)
+    expected = attention(x_TD, turns(config, whole), whole, None, 0)
+    cache, done, pieces = make_cache(config, 1), 0, []
+    for cut in cuts:
+        part = Segments((cut,), cached_lengths=(done,))
+        pieces.append(attention(x_TD[done : done + cut], turns(config, part), part, cache, 0))
+        done += cut
+    assert torch.allclose(torch.cat(pieces), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_with_different_pasts_may_each_go_on_by_a_different_number_of_tokens(make_config):
+    config = make_config()
+    attention = make_attention(config)
+    pasts, news = (5, 1, 9), (2, 6, 1)
+    texts = [hidden(past + new, config, seed) for seed, (past, new) in enumerate(zip(pasts, news, strict=True))]
+    cache = make_cache(config, 3)
+    before, after = Segments(pasts), Segments(news, cached_lengths=pasts)
+    attention(torch.cat([x[:p] for x, p in zip(texts, pasts, strict=True)]), turns(config, before), before, cache, 0)
+    got = attention(
+        torch.cat([x[p:] for x, p in zip(texts, pasts, strict=True)]), turns(config, after), after, cache, 0
+    )
+    start = 0
+    for x, past, new in zip(texts, pasts, news, strict=True):
+        alone = Segments.single(past + new)
+        expected = attention(x, turns(config, alone), alone, None, 0)[past:]
+        assert torch.allclose(got[start : start + new], expected, atol=1e-4)
+        start += new
+
+
+@torch.no_grad()
+def test_only_the_latent_and_the_turned_rope_key_are_stored(make_config):
+    config = make_config()
+    attention = make_attention(config)
+    x_TD, segments = hidden(5, config), Segments.single(5)
+    cache = make_cache(config, 1)
+    attention(x_TD, turns(config, segments), segments, cache, 0)
+    stored = attention.kv_a_proj_with_mqa(x_TD)
+    kept = cache.read(0, 5, segments)[0]
+    assert kept.shape == (5, config.kv_lora_rank + config.qk_rope_head_dim)
+    assert torch.allclose(kept[:, : config.kv_lora_rank], attention.kv_a_layernorm(stored[:, : config.kv_lora_rank]))
+    assert not torch.allclose(kept[1:, config.kv_lora_rank :], stored[1:, config.kv_lora_rank :])
+    assert torch.allclose(kept[0, config.kv_lora_rank :], stored[0, config.kv_lora_rank :])  # position 0 turns by 0
+
+
+def test_the_softmax_scale_is_v3s(make_config):
+    yarn = {**YARN, "factor": 40, "original_max_position_embeddings": 4096, "mscale_all_dim": 1.0}
+    config = make_config(qk_nope_head_dim=128, qk_rope_head_dim=64, rope_scaling=yarn)
+    assert Attention(config).scale == pytest.approx(0.135234, abs=5e-7)
+    config = config.replace(rope_scaling={**yarn, "mscale": 0.707, "mscale_all_dim": 0.707})
+    assert Attention(config).scale == pytest.approx(0.114721, abs=5e-7)

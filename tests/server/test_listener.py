@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from leanseek.checkpoint.directory import save_model
+from leanseek.errors import CheckpointError, ServerError, UsageError
+from leanseek.server.app import Served
+from leanseek.server.listener import Listener
+
+
+def get(listener, path):
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def test_a_busy_port_is_told_before_anything_is_loaded():
+    loaded = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} of 127.0.0.1 is taken"):
+            Listener(lambda report: loaded.append(1), Served("tiny"), port=port)
+    assert not loaded
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none(port):
+    with pytest.raises(UsageError, match=f"port = {port}"):
+        Listener(lambda report: None, Served("tiny"), port=port)
+
+
+def test_an_address_of_another_machine():
+    with pytest.raises(ServerError, match=r"cannot listen on 192\.0\.2\.1"):
+        Listener(lambda report: None, Served("tiny"), host="192.0.2.1", port=0, api_keys=("key",))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
+def test_other_machines_need_a_key(host):
+    with pytest.raises(UsageError, match="api-key-file"):
+        Listener(lambda report: None, Served("tiny"), host=host, port=0)
+
+
+def test_with_a_key_other_machines_may(script, serve):
+    listener = serve(script("a", "b"), host="0.0.0.0", api_keys=("alpha",))
+    assert get(listener, "/health")[0] == 200
+    assert get(listener, "/v1/models")[0] == 401
+
+
+def test_ready_tells_how_far_the_loading_is(script):
+    go_on, told = threading.Event(), threading.Event()
+
+    def load(report):
+        report("reading 5 MB of weights", 0.5)
+        told.set()
+        go_on.wait(5)
+        return script("a", "b")
+
+    listener = Listener(load, Served("tiny"), port=0)
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    assert told.wait(5)
+    status, state = get(listener, "/ready")
+    assert (status, state["status"], state["phase"], state["progress"]) == (
+        503,
+        "loading",
+        "reading 5 MB of weights",
+        0.5,
+    )
+    assert get(listener, "/health")[0] == 200
+    assert get(listener, "/v1/models")[1]["data"][0]["context_length"] is None
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=5)
+    connection.request("POST", "/v1/chat/completions", '{"messages": [{"role": "user", "content": "a"}]}')
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (503, "not_ready")
+    connection.close()
+    go_on.set()
+    listener.bridge.wait(5)
+    assert get(listener, "/ready")[0] == 200
+    listener.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path, make_config):
+    listener = Listener.of_folder(tmp_path, port=0)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        listener.run()
+    listener = Listener.of_folder(tmp_path, port=0)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"), listener.background():
+        pytest.fail("there is nothing to serve")
+
+
+def test_of_folder(tmp_path, tiny_model, tiny_tokenizer):
+    folder = tmp_path / "grpo-40"
+    save_model(tiny_model, folder, tiny_tokenizer)
+    with Listener.of_folder(folder, port=0).background() as listener:
+        assert get(listener, "/ready") == (200, {"status": "ready", "model": "grpo-40", "requests": 0})
+        first = listener.served.fingerprint
+    os.utime(folder / "model.safetensors", (1, 1))
+    changed = Listener.of_folder(folder, port=0, name="other", weights="bf16")
+    changed._socket.close()
+    assert changed.served.fingerprint != first
+    assert changed.served.name == "other"
+
+
+def test_of_folder_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(UsageError, match="fp32, bf16"):
+        Listener.of_folder(tmp_path, port=0, weights="int3")
+    with pytest.raises(UsageError, match="max_batch = 0"):
+        Listener.of_folder(tmp_path, port=0, max_batch=0)
+
+
+def test_broken_weights_are_never_served(tmp_path, make_model, tiny_tokenizer):
+    model = make_model()
+    model.lm_head.weight.data[:] = float("nan")
+    save_model(model, tmp_path / "broken", tiny_tokenizer)
+    with pytest.raises(CheckpointError, match="not a finite number"):
+        Listener.of_folder(tmp_path / "broken", port=0).run()
+
+
+def test_ctrl_c_finishes_what_is_under_way(script, capfd):
+    engine = script("think", "answer")
+    listener = Listener(lambda report: engine, Served("tiny"), port=0)
+    engine.hold()
+    got = []
+
+    def client():
+        listener.bridge.wait(5)
+        connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)
+        connection.request("POST", "/v1/chat/completions", '{"messages": [{"role": "user", "content": "a"}]}')
+        while listener.bridge.active == 0:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.15)  # the server has stopped listening by now
+        try:
+            socket.create_connection(("127.0.0.1", listener.port), timeout=1).close()
+        except ConnectionRefusedError:
+            got.append("refused")
+        engine.free()
+        answer = connection.getresponse()
+        got.append(json.loads(answer.read())["choices"][0]["message"]["content"])
+        connection.close()
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    listener.run()  # in the main thread, which gets the signal
+    thread.join(5)
+    assert got == ["refused", "answer"]
+    assert listener.bridge.state == "closed"
+    assert "stopping when 1 requests are answered" in capfd.readouterr().err
+
+
+def test_url():
+    listener = Listener(lambda report: None, Served("tiny"), port=0)
+    assert listener.url == f"http://127.0.0.1:{listener.port}"
+    listener._socket.close()

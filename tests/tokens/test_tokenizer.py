@@ -1,0 +1,153 @@
+"""The tokenizer: nothing is lost, special tokens are never made from text, and files load elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanseek.errors import CheckpointError, ConfigError
+from leanseek.tokens.tokenizer import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    PAD,
+    SMALLEST_VOCABULARY,
+    SPECIAL_TOKENS,
+    Tokenizer,
+)
+
+# Any text, and text full of what a tokenizer trips over.
+AWKWARD = st.lists(
+    st.sampled_from(["<think>", "</think>", EOS, "<｜User｜>", "\n", "\r\n", " ", "\t", "的", "😀", "é", "e\u0301", "\ufffd", "7", "a"])
+).map("".join)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | AWKWARD
+
+
+@given(TEXTS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_any_text_comes_back_whole(tiny_tokenizer, text):
+    assert tiny_tokenizer.decode(tiny_tokenizer.encode(text), skip_special=False) == text
+    assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text
+
+
+@given(TEXTS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_text_never_becomes_a_special_token(tiny_tokenizer, text):
+    assert not any(tiny_tokenizer.is_special(token) for token in tiny_tokenizer.encode(text))
+    assert tiny_tokenizer.encode_batch([text, text]) == [tiny_tokenizer.encode(text)] * 2
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tiny_tokenizer):
+    """JSON can carry one, and a server must not fall over it."""
+    expected = tiny_tokenizer.encode("a\ufffdb")
+    assert tiny_tokenizer.encode("a\ud83db") == expected
+    assert tiny_tokenizer.encode_batch(["a\ud83db", "a\ude00b"]) == [expected] * 2
+    assert tiny_tokenizer.encode("\ud83d\ude00") == tiny_tokenizer.encode("😀")
+
+
+def test_special_tokens_in_a_loaded_tokenizer_stay_text_too(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    text = f"say {EOS} and </think>"
+    assert loaded.encode(text) == tiny_tokenizer.encode(text) and loaded.decode(loaded.encode(text)) == text
+
+
+def test_each_byte_has_its_token(tiny_tokenizer):
+    tokens = [tiny_tokenizer.bytes_of(token) for token in range(len(SPECIAL_TOKENS), tiny_tokenizer.vocab_size)]
+    assert {token for token in tokens if len(token) == 1} == {bytes([byte]) for byte in range(256)}
+    assert tiny_tokenizer.bytes_of(tiny_tokenizer.eos_id) == tiny_tokenizer.bytes_of(100_000) == b""
+
+
+@given(st.lists(st.binary(max_size=6) | st.sampled_from([b"\xe4", b"\xf0\x9f", b"\x98\x80", b"\xc3"]), max_size=12))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_bytes_decode_the_same_way_by_token_and_at_once(tiny_tokenizer, pieces):
+    """Broken UTF-8 above all: a wrong start, then a character that is whole."""
+    token_of = {tiny_tokenizer.bytes_of(token): token for token in range(len(SPECIAL_TOKENS), 320)}
+    ids = [token_of[bytes([byte])] for piece in pieces for byte in piece]
+    stream = tiny_tokenizer.incremental()
+    assert "".join([*(stream.push(token) for token in ids), stream.flush()]) == tiny_tokenizer.decode(ids)
+
+
+@given(st.lists(st.integers(0, 319), max_size=40))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_decoding_token_by_token_gives_what_decoding_all_gives(tiny_tokenizer, ids):
+    """Any ids, so most are broken UTF-8, as a young model writes it."""
+    stream = tiny_tokenizer.incremental()
+    assert "".join([*(stream.push(token) for token in ids), stream.flush()]) == tiny_tokenizer.decode(ids)
+
+
+@given(TEXTS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_decoding_a_text_token_by_token_gives_the_text(tiny_tokenizer, text):
+    stream = tiny_tokenizer.incremental()
+    assert "".join([*(stream.push(token) for token in tiny_tokenizer.encode(text)), stream.flush()]) == text
+
+
+def test_a_character_is_held_back_until_it_is_whole_and_no_longer(tiny_tokenizer):
+    ids = tiny_tokenizer.encode("a😀b")
+    assert len(ids) == 6, "the tiny vocabulary has no token for it, so it comes byte by byte"
+    stream = tiny_tokenizer.incremental()
+    assert [stream.push(token) for token in ids] == ["a", "", "", "", "😀", "b"]
+    assert [stream.push(token) for token in ids[1:3]] == ["", ""]
+    assert stream.flush() == "\ufffd" and stream.flush() == ""
+    assert stream.push(ids[0]) == "a", "after a flush it starts anew"
+
+
+def test_training_is_repeatable_and_fills_the_vocabulary():
+    texts = [f"start {i} step +{i % 9}\n" for i in range(400)]
+    first, second = Tokenizer.train(texts, 300), Tokenizer.train(iter(texts), 300)
+    assert first.digest_text() == second.digest_text()
+    assert first.vocab_size == 300
+    assert first.digest_text() != Tokenizer.train(texts[:50], 300).digest_text()
+
+
+def test_special_tokens_have_their_places(tiny_tokenizer):
+    assert [tiny_tokenizer.id_of(text) for text in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
+    assert (tiny_tokenizer.bos_id, tiny_tokenizer.eos_id, tiny_tokenizer.pad_id) == (0, 1, 2)
+    assert tiny_tokenizer.is_special(3) and not tiny_tokenizer.is_special(len(SPECIAL_TOKENS))
+    assert tiny_tokenizer.decode([0, *tiny_tokenizer.encode("a"), 1]) == "a"
+    assert tiny_tokenizer.decode([0, *tiny_tokenizer.encode("a"), 1], skip_special=False) == f"{BOS}a{EOS}"
+
+
+def test_numbers_are_split_in_groups_of_three_digits_and_apart_from_words():
+    tokenizer = Tokenizer.train(["12345 12345 step12345 " * 50], SMALLEST_VOCABULARY + 30)
+    pieces = [tokenizer.decode([token]) for token in tokenizer.encode("12345")]
+    assert "".join(pieces) == "12345" and all(len(piece) <= 3 for piece in pieces)
+    assert not any(piece[-1:].isdigit() and piece[:1].isalpha() for piece in _all_tokens(tokenizer))
+
+
+def _all_tokens(tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode([token]) for token in range(len(SPECIAL_TOKENS), tokenizer.vocab_size)]
+
+
+def test_a_vocabulary_too_small_is_refused():
+    with pytest.raises(ConfigError, match=f"tokenizer.vocab_size = 100: at least {SMALLEST_VOCABULARY} are needed"):
+        Tokenizer.train(["a"], 100)
+
+
+def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save(tmp_path / "folder")
+    loaded = Tokenizer.load(tmp_path / "folder")
+    assert loaded.digest_text() == tiny_tokenizer.digest_text()
+    config = json.loads((tmp_path / "folder" / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"], config["pad_token"]) == (BOS, EOS, PAD)
+    assert config["chat_template"] == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"version": "1.0"}'])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: "):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_without_deepseeks_tokens_is_refused(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace(EOS, "<end>"))
+    with pytest.raises(CheckpointError, match="has no token '<｜end▁of▁sentence｜>'"):
+        Tokenizer.load(tmp_path)

@@ -26,12 +26,23 @@ def test_one_json_object_a_line(tmp_path):
     assert log.read() == []
     log.log("pretrain", 1, loss=2.5, nested={"a": [1, float("nan")]}, name="größer")
     (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    expected = {"time_s": 12.346, "stage": "pretrain", "step": 1, "loss": 2.5, "nested": {"a": [1, None]}, "name": "größer"}
+    expected = {
+        "time_s": 12.346,
+        "stage": "pretrain",
+        "step": 1,
+        "loss": 2.5,
+        "nested": {"a": [1, None]},
+        "name": "größer",
+    }
     assert json.loads(line) == expected and log.read() == [expected]
 
 
 def test_what_is_not_finite_becomes_null():
-    assert values_without_nan({"a": float("inf"), "b": (1.0, -float("inf")), "c": "x"}) == {"a": None, "b": [1.0, None], "c": "x"}
+    assert values_without_nan({"a": float("inf"), "b": (1.0, -float("inf")), "c": "x"}) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": "x",
+    }
 
 
 def test_stages_are_read_apart_and_cut_off_lines_left_out(tmp_path):
@@ -127,7 +138,9 @@ def test_terminals_get_a_bar():
     assert "grpo" in text and "4/8" in text and "reward [0.5]" in text and "a remark" in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3600, "1:00:00"), (7384, "2:03:04")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3600, "1:00:00"), (7384, "2:03:04")]
+)
 def test_durations(seconds, text):
     assert clock_text(seconds) == text
 

@@ -64,7 +64,7 @@ def test_what_is_not_a_run_is_refused_with_the_nearest_one(tmp_path):
     with pytest.raises(RunError, match=rf"is not a run folder .*did you mean {tmp_path / 'laptop'}\?"):
         Run.open(tmp_path / "labtop")
     (tmp_path / "laptop" / "recipe.toml").write_text("seed = ")
-    with pytest.raises(RunError, match="recipe.toml: not valid TOML"):
+    with pytest.raises(RunError, match=r"recipe\.toml: not valid TOML"):
         Run.open(tmp_path / "laptop")
 
 
@@ -151,7 +151,7 @@ def test_settings_may_change_until_they_have_shaped_something(tmp_path):
     run.change(fine)
     assert Run.open(run.folder).recipe == fine
     for values in ({"seed": 2}, {"pretrain__steps": 6}, {"tokenizer__vocab_size": 400}, {"data__documents": 5}):
-        with pytest.raises(RunError, match="was begun with .*take another folder with --run"):
+        with pytest.raises(RunError, match=r"was begun with .*take another folder with --run"):
             run.change(changed(fine, **values))
         assert Run.open(run.folder).recipe == fine and run.recipe == fine
 
@@ -159,7 +159,9 @@ def test_settings_may_change_until_they_have_shaped_something(tmp_path):
 def test_a_refused_change_names_the_old_and_the_new_value(tmp_path):
     run = Run.create(tmp_path / "mine", Recipe())
     run.finish("pretrain")
-    with pytest.raises(RunError, match=r'begun with model = "laptop" \(now "other"\), pretrain.steps = none \(now 4\); '):
+    with pytest.raises(
+        RunError, match=r'begun with model = "laptop" \(now "other"\), pretrain.steps = none \(now 4\); '
+    ):
         run.change(changed(model="other", pretrain__steps=4))
 
 
@@ -208,7 +210,7 @@ def test_a_model_argument_means_a_folder_of_weights(tmp_path, monkeypatch):
         model_folder("runs/mime")
     with pytest.raises(CheckpointError, match="runs here: runs/mine"):
         model_folder("zzz")
-    with pytest.raises(CheckpointError, match="is neither a run folder .* nor a model folder"):
+    with pytest.raises(CheckpointError, match=r"is neither a run folder .* nor a model folder"):
         model_folder(tmp_path)
 
 

@@ -15,7 +15,7 @@ def test_threads(text, value):
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²"])
 def test_threads_that_are_no_number_are_refused(text):
-    with pytest.raises(ConfigError, match="LEANSEEK_THREADS = .*: a whole number from 1 is needed"):
+    with pytest.raises(ConfigError, match=r"LEANSEEK_THREADS = .*: a whole number from 1 is needed"):
         threads({"LEANSEEK_THREADS": text})
 
 
@@ -34,6 +34,6 @@ def test_the_process_environment_is_the_default(monkeypatch):
 
 
 def test_known_variables_pass_and_are_described():
-    check({variable.name: "1" for variable in VARIABLES} | {"HOME": "/root"})
+    check({variable.name: "1" for variable in VARIABLES} | {"HOME": "anywhere"})
     for variable in VARIABLES:
         assert variable.name.startswith("LEANSEEK_") and all((variable.accepts, variable.default, variable.description))

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -16,21 +17,21 @@ from leanseek.cli.overrides import split_settings
 from leanseek.errors import LeanseekError, UsageError
 from leanseek.log import say
 
-# Command -> where it is. A module is imported only when its command, or a list of all, is asked for.
+# Command -> where it is, and what it does in a line. A module is imported only when its command is called.
 COMMANDS = {
-    "make": "leanseek.cli.make:make",
-    "tokenizer": "leanseek.cli.stage:tokenizer",
-    "pretrain": "leanseek.cli.stage:pretrain",
-    "sft": "leanseek.cli.stage:sft",
-    "grpo": "leanseek.cli.stage:grpo",
-    "eval": "leanseek.cli.eval:eval_",
-    "report": "leanseek.cli.report:report",
-    "serve": "leanseek.cli.serve:serve",
-    "chat": "leanseek.cli.chat:chat",
-    "demo": "leanseek.cli.demo:demo",
-    "models": "leanseek.cli.listing:models",
-    "envs": "leanseek.cli.listing:envs",
-    "recipes": "leanseek.cli.listing:recipes",
+    "make": ("leanseek.cli.make:make", "Make a model from nothing, the whole line: the place to start."),
+    "tokenizer": ("leanseek.cli.stage:tokenizer", "The line up to the corpus and the tokenizer."),
+    "pretrain": ("leanseek.cli.stage:pretrain", "The line up to the base model."),
+    "sft": ("leanseek.cli.stage:sft", "The line up to fine-tuning on worked solutions."),
+    "grpo": ("leanseek.cli.stage:grpo", "The line up to reinforcement learning."),
+    "eval": ("leanseek.cli.eval:eval_", "Measure a model on held-out problems."),
+    "report": ("leanseek.cli.report:report", "Write a run's page anew."),
+    "serve": ("leanseek.cli.serve:serve", "Serve a model over HTTP in OpenAI's protocol, with a chat page."),
+    "chat": ("leanseek.cli.chat:chat", "Talk with a model in the terminal."),
+    "demo": ("leanseek.cli.demo:demo", "Ask a run's model held-out questions, and say what it cost."),
+    "models": ("leanseek.cli.listing:models", "List the model shapes."),
+    "envs": ("leanseek.cli.listing:envs", "List the tasks, show their problems, try one out."),
+    "recipes": ("leanseek.cli.listing:recipes", "List the recipes and all settings."),
 }
 # Those that take any setting of a recipe as an option.
 WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo")
@@ -38,19 +39,27 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def app() -> App:
-    """Return the command line as cyclopts sees it."""
+def app(called: str | None = None) -> App:
+    """Return the command line as cyclopts sees it.
+
+    Args:
+        called: the command that is wanted; its help then comes from its own docstring, which means importing it.
+    """
     line = App(
         name="leanseek",
-        help="Small DeepSeek models on any machine: from nothing to a served reasoner.\n\nExample: leanseek make laptop",
+        help="Small DeepSeek models, from nothing to a served reasoner.\n\nExample: leanseek make laptop",
         version=leanseek.__version__,
-        default_parameter=Parameter(negative=()),
-        sort_key=0,
+        default_parameter=Parameter(negative=(), show_default=_default),
         result_action="return_value",
     )
-    for order, (name, path) in enumerate(COMMANDS.items()):
-        line.command(path, name=name, sort_key=order)
+    for order, (name, (path, summary)) in enumerate(COMMANDS.items()):
+        line.command(path, name=name, sort_key=order, help=None if name == called else summary)
     return line
+
+
+def _default(value: Any) -> str | None:
+    """Return a default as the help shows it; flags that are off and what is derived have none to show."""
+    return None if value is False or value is None or value == () else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +99,7 @@ def _run(tokens: list[str]) -> None:
     if tokens and tokens[0] in WITH_SETTINGS:
         rest, settings = split_settings(tokens[1:], section=None if tokens[0] == "make" else tokens[0])
         tokens = [tokens[0], *rest]
-    line = app()
+    line = app(tokens[0] if tokens else None)
     try:
         command, bound, ignored = line.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:

@@ -9,11 +9,13 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
+from leanseek import variables
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import EngineError
 from leanseek.log import say
@@ -27,7 +29,7 @@ HELP = "/exit leaves (so does Ctrl-D), /clear forgets the conversation, Ctrl-C s
 
 
 def chat(
-    model: str,
+    model: Path,
     *,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -36,13 +38,15 @@ def chat(
     max_tokens: int | None = None,
     seed: int | None = None,
     system: str | None = None,
-    thinking: bool = True,
+    no_thinking: bool = False,
     weights: Literal["fp32", "bf16"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Talk with a model in the terminal; its thinking is shown dimmed.
 
     Where no sampling is given, the model's generation_config.json says it.
+
+    Example: leanseek chat runs/laptop --temperature 0
 
     Args:
         model: A run folder (its latest checkpoint) or a model folder.
@@ -53,17 +57,19 @@ def chat(
         max_tokens: Longest reply; without it, what the context leaves.
         seed: Of the draws: the same seed gives the same conversation.
         system: What the model is told before the conversation.
-        thinking: Whether replies start with thinking.
+        no_thinking: Have replies start with the answer.
         weights: What the weights are kept in.
         device: What computes.
-
-    Example: leanseek chat runs/laptop --temperature 0
     """
     folder = model_folder(model)
     # Here, so that a wrong folder is told at once and --help does not wait for torch.
+    import torch
+
     from leanseek.engine.engine import Engine
     from leanseek.server.defaults import SamplingDefaults
 
+    if (threads := variables.threads()) is not None:
+        torch.set_num_threads(threads)
     usual = SamplingDefaults.load(folder)
     params = SamplingParams(
         max_tokens=1 << 30 if max_tokens is None else max_tokens,
@@ -77,7 +83,7 @@ def chat(
     engine = Engine.load(folder, weights=weights, device=device, max_batch=1)
     say(HELP)
     opening = [Message("system", system)] if system else []
-    Conversation(engine, params, opening, thinking=thinking).run(Console(highlight=False))
+    Conversation(engine, params, opening, thinking=not no_thinking).run(Console(highlight=False))
 
 
 class Conversation:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from leanseek import variables
 from leanseek.cli.chat import printable
 from leanseek.envs.environment import Problem, load_environment
 from leanseek.errors import ServerError, UsageError
@@ -35,25 +36,29 @@ from leanseek.units import (
 ANSWER_TIMEOUT_S = 300.0
 
 
-def demo(run: str, *, questions: int = 4, port: int = 0) -> None:
+def demo(run: Path, *, questions: int = 4, port: int = 0) -> None:
     """Ask a run's newest model held-out questions through its own HTTP server, and say what the run cost.
+
+    Example: leanseek demo runs/laptop --questions 2
 
     Args:
         run: A run folder.
         questions: Questions of each of the run's environments.
         port: Port of the server; 0 takes any free one.
-
-    Example: leanseek demo runs/laptop --questions 2
     """
     if questions < 1:
         raise UsageError(f"questions = {questions}: at least 1 is needed")
     opened = Run.open(run)
     folder = model_folder(run)
     # Here, so that a wrong folder is told at once and --help does not wait for torch.
+    import torch
+
     from leanseek.server.listener import Listener
 
+    if (threads := variables.threads()) is not None:
+        torch.set_num_threads(threads)
     console = Console(highlight=False)
-    listener = Listener.of_folder(folder, name=Path(run).resolve().name, device=opened.recipe.device, port=port)
+    listener = Listener.of_folder(folder, name=run.resolve().name, device=opened.recipe.device, port=port)
     say(f"starting a server with {folder}")
     with listener.background():
         console.rule("held-out questions, asked over HTTP")
@@ -173,10 +178,12 @@ def _figure(figures: dict[str, Any], key: str, show: Any) -> str:
     return "-" if value is None else show(value)
 
 
-def _tell_next(console: Console, run: Run, name: str) -> None:
-    lines = [(what, str(path)) for what, path in (("report", run.report_path), ("card", run.card_path)) if path.is_file()]
-    called = shlex.quote(name)
-    lines += [("chat", f"{program()} chat {called}"), ("serve", f"{program()} serve {called}")]
+def _tell_next(console: Console, run: Run, called: Path) -> None:
+    lines = [
+        (what, str(path)) for what, path in (("report", run.report_path), ("card", run.card_path)) if path.is_file()
+    ]
+    quoted = shlex.quote(str(called))
+    lines += [("chat", f"{program()} chat {quoted}"), ("serve", f"{program()} serve {quoted}")]
     console.print()
     for what, line in lines:
         # Not wrapped: a command must stay one line to be copied.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +18,27 @@ DEFAULT_RECIPE = "laptop"
 Settings = Annotated[dict[str, Any], Parameter(parse=False)]
 
 
-def make(
-    recipe: str | None = None,
-    *,
-    run: Path | None = None,
-    fresh: bool = False,
-    resume: bool = False,
-    dry_run: bool = False,
-    json: bool = False,
-    settings: Settings,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What the commands that work in a run folder have in common, beside the settings.
+
+    Args:
+        run: Run folder; without it, runs/ and the recipe's name.
+        fresh: Delete what the folder has of an earlier run first.
+        resume: Go on with a run, and fail if there is none.
+        dry_run: Say what would be made and how much work it is, and do nothing.
+        json: Print the outcome as JSON.
+    """
+
+    run: Path | None = None
+    fresh: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    json: bool = False
+
+
+def make(recipe: str | None = None, *, options: Options = Options(), settings: Settings) -> None:
     """Make a model from nothing: corpus, tokenizer, pretraining, SFT, GRPO, evaluation, card and report.
 
     A run folder that exists goes on where it is. Any setting is an option, such as --grpo.steps 40,
@@ -35,77 +47,65 @@ def make(
     Example: leanseek make laptop --run runs/mine --pretrain.steps 300
 
     Args:
-        recipe: Name of a recipe or path of a TOML file; without it, the run's own, or laptop.
-        run: Run folder; without it, runs/ and the recipe's name.
-        fresh: Delete what the folder has of an earlier run first.
-        resume: Go on with a run, and fail if there is none.
-        dry_run: Say what would be made, and how much work it is.
-        json: Print the summary as JSON.
+        recipe: Name of a recipe, or path of a TOML file; without it, the run's own, or laptop.
     """
-    work("make", "eval", recipe, run=run, fresh=fresh, resume=resume, dry_run=dry_run, json=json, settings=settings)
+    work("make", "eval", recipe, options, settings)
 
 
-def work(
-    command: str,
-    until: str,
-    recipe: str | None,
-    *,
-    run: Path | None,
-    fresh: bool,
-    resume: bool,
-    dry_run: bool,
-    json: bool,
-    settings: dict[str, Any],
-) -> None:
-    """Make a run's stages up to one of them; the options are those of `make`.
+def work(command: str, until: str, recipe: str | None, options: Options, settings: dict[str, Any]) -> None:
+    """Make a run's stages up to one of them.
 
     Args:
         command: as it was called, to say how to go on.
         until: the last stage.
+        recipe: name or path; None: the run's own, or the default.
+        options: as given.
+        settings: dotted name -> value, over the recipe's.
     """
-    if fresh and resume:
+    if options.fresh and options.resume:
         raise UsageError("--fresh and --resume exclude each other: start anew, or go on?")
-    folder = run or Path("runs") / Path(recipe or DEFAULT_RECIPE).name.removesuffix(".toml")
-    goes_on = Run.is_run(folder) and not fresh
+    folder = options.run or Path("runs") / Path(recipe or DEFAULT_RECIPE).name.removesuffix(".toml")
+    goes_on = Run.is_run(folder) and not options.fresh
+    if options.resume and not goes_on:
+        Run.open(folder)  # says that it is not a run, and which are near
     resolved = load_recipe(folder / "recipe.toml" if goes_on and recipe is None else recipe or DEFAULT_RECIPE, settings)
-    if dry_run:
-        # Here, so that a wrong setting is told at once and --help does not wait for torch.
-        from leanseek import stages
+    # Below, so that a wrong setting is told at once and --help does not wait for torch.
+    if options.dry_run:
+        from leanseek.stages import dry_run
 
-        _tell_plan(stages.dry_run(resolved), json)
+        tell(dry_run(resolved), options.json)
         return
-    opened = open_run(folder, resolved, fresh=fresh, resume=resume)
+    run = open_run(folder, resolved, fresh=options.fresh)
     from leanseek import stages
 
     try:
-        stages.make(opened, until)
+        stages.make(run, until)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped; what is done is saved in {folder}: go on with leanseek {command} --run {folder}"
         ) from None
-    if json:
-        print(json_format.dumps(opened.summary, indent=2, ensure_ascii=False))
+    if options.json:
+        print(json_format.dumps(run.summary, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(summary_lines(opened)))
+        print("\n".join(summary_lines(run)))
 
 
-def open_run(folder: Path, recipe: Recipe, *, fresh: bool = False, resume: bool = False) -> Run:
+def open_run(folder: Path, recipe: Recipe, *, fresh: bool = False) -> Run:
     """Return the run of a folder: the one that is there with the recipe's settings, or a new one.
 
     Args:
         folder: of the run.
         recipe: resolved settings.
         fresh: whether an earlier run's files are deleted first.
-        resume: whether there must be a run.
     Raises:
-        RunError: nothing to resume, settings that the run cannot change any more, or a folder of something else.
+        RunError: settings that the run cannot change any more, or a folder of something else.
     """
     if fresh and Run.is_run(folder):
         # Not opened first: a damaged run must be deletable.
         earlier = Run(folder, recipe)
         with earlier.lock():
             earlier.clear()
-    if resume or Run.is_run(folder):
+    if Run.is_run(folder):
         opened = Run.open(folder)
         if opened.recipe != recipe:
             with opened.lock():
@@ -130,16 +130,20 @@ def summary_lines(run: Run) -> list[str]:
     return lines
 
 
-def _tell_plan(plan: dict[str, Any], json: bool) -> None:
+def tell(plan: dict[str, Any], json: bool) -> None:
+    """Print what a dry run found."""
     if json:
         print(json_format.dumps(plan, indent=2, ensure_ascii=False))
         return
     for key, value in plan.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        print(f"{key.replace('_', ' '):28}{f'{shown:,.6g}' if isinstance(shown, float) else _number(shown)}")
+        print(f"{key.replace('_', ' '):28}{_shown(value)}")
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return "-" if value is None else str(value)
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from leanseek import variables
 from leanseek.log import say
 from leanseek.run import model_folder
 
 
 def serve(
-    model: str,
+    model: Path,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -24,6 +25,8 @@ def serve(
 
     It stops with Ctrl-C, when the requests under way are answered.
 
+    Example: leanseek serve runs/laptop --port 8000
+
     Args:
         model: A run folder (its latest checkpoint) or a model folder.
         host: Address to listen on; one that other machines can reach needs --api-key-file.
@@ -33,17 +36,19 @@ def serve(
         api_key_file: File of API keys, one a line; without it no key is needed.
         max_batch: Replies that are drawn at once; further ones wait their turn.
         name: What requests call the model; without it, the folder's name.
-
-    Example: leanseek serve runs/laptop --port 8000
     """
     folder = model_folder(model)
     # Here, so that a wrong folder is told at once and --help does not wait for torch.
+    import torch
+
     from leanseek.server.gate import read_keys
     from leanseek.server.listener import Listener
 
+    if (threads := variables.threads()) is not None:
+        torch.set_num_threads(threads)
     listener = Listener.of_folder(
         folder,
-        name=name or Path(model).resolve().name,
+        name=name or model.resolve().name,
         weights=weights,
         device=device,
         max_batch=max_batch,

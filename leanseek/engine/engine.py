@@ -108,6 +108,7 @@ class Engine:
         self._waiting = deque(s for s in self._waiting if s.request.request_id != request_id)
         rows = [row for row, s in enumerate(self._rows.samples) if s.request.request_id == request_id]
         self._leave({row: "cancelled" for row in rows})
+        self._finished.clear()  # nobody waits for what was cancelled
 
     def step(self) -> list[Event]:
         """Prefill waiting requests if rows are free, else decode one token for every running sample."""

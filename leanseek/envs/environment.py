@@ -23,7 +23,7 @@ from leanseek.messages import Message
 
 Split = Literal["train", "development", "test"]
 # Of ten problems one is held out for the final measurement, and one to watch progress and choose by.
-PARTS: tuple[Split, ...] = ("test", "development", *["train"] * 8)
+PARTS: tuple[Split, ...] = ("test", "development", *("train",) * 8)
 # Longest answer that a checker looks at; anything longer is wrong.
 ANSWER_CHARACTERS = 200
 

@@ -24,7 +24,8 @@ class GridWalk(Environment):
     def draw(self, level: int, rng: random.Random) -> Problem:
         """Draw a start and `level` moves that stay on the grid."""
         start = (rng.randrange(SIDE), rng.randrange(SIDE))
-        place, moves = list(start), []
+        place = list(start)
+        moves: list[tuple[str, int]] = []
         while len(moves) < level:
             way, length = rng.choice(sorted(MOVES)), rng.randint(1, 9)
             axis, sign = MOVES[way]
@@ -56,7 +57,7 @@ class GridWalk(Environment):
 
     def check(self, problem: Problem, answer: str) -> bool:
         """Whether the answer is the last place, written `x,y`."""
-        return answer == problem.data["answer"]
+        return bool(answer == problem.data["answer"])
 
     def wrong_answer(self, problem: Problem) -> str:
         """Return a place one step off."""

@@ -21,7 +21,7 @@ class RunningTotal(Environment):
     def draw(self, level: int, rng: random.Random) -> Problem:
         """Draw a start and `level` one-digit steps."""
         start = total = rng.randint(0, 99)
-        steps = []
+        steps: list[int] = []
         while len(steps) < level:
             step = rng.choice((1, -1)) * rng.randint(1, 9)
             if 0 <= total + step <= 99:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, islice
 
-from leanseek.envs.environment import ANSWER_CHARACTERS, Environment, Problem
+from leanseek.envs.environment import ANSWER_CHARACTERS, Environment, Problem, Split
 from leanseek.messages import Message
 
+SPLITS: tuple[Split, ...] = ("train", "development", "test")
 # Of so many problems drawn without choosing, at least this share must be distinct.
 DISTINCT_SHARE = 0.5
 
@@ -20,10 +21,8 @@ def validate(environment: Environment, problems: int = 200) -> list[str]:
         environment: the task.
         problems: how many of each split are drawn.
     """
-    drawn = {split: list(islice(environment.problems(split, 0), problems)) for split in ("train", "test")}
-    failures: list[str] = []
-    for check in (_splits, _seeds):
-        failures += check(environment, drawn["train"], drawn["test"])
+    drawn = {split: list(islice(environment.problems(split, 0), problems)) for split in SPLITS}
+    failures = [*_splits(environment, drawn), *_seeds(environment, drawn["train"])]
     rng = random.Random(0)
     for number, problem in enumerate(drawn["train"] + drawn["test"]):
         found = list(_one(environment, problem, rng, attack=number % 10 == 0))
@@ -62,21 +61,24 @@ def hostile(gold: str) -> list[str]:
     ]
 
 
-def _splits(environment: Environment, train: list[Problem], test: list[Problem]) -> Iterator[str]:
+def _splits(environment: Environment, drawn: Mapping[Split, Sequence[Problem]]) -> Iterator[str]:
     """Splits that share nothing and do not run out."""
-    if shared := {problem.key for problem in train} & {problem.key for problem in test}:
-        yield f"training and test share {len(shared)} problems, such as {sorted(shared)[0]!r}"
-    if shared := {problem.prompt for problem in train} & {problem.prompt for problem in test}:
-        yield f"training and test share {len(shared)} prompts, such as {sorted(shared)[0]!r}: the key must follow from them"
-    for split, drawn in (("train", train), ("test", test)):
-        distinct = len({problem.key for problem in drawn})
-        if distinct < DISTINCT_SHARE * len(drawn):
-            yield f"only {distinct} of {len(drawn)} problems of {split} are distinct"
-        if wrong := [p for p in drawn if p.environment != environment.name or p.level not in environment.levels]:
-            yield f"a problem says it is of {wrong[0].environment!r} at level {wrong[0].level}"
+    for one, other in combinations(SPLITS, 2):
+        if shared := {problem.key for problem in drawn[one]} & {problem.key for problem in drawn[other]}:
+            yield f"{one} and {other} share {len(shared)} problems, such as {sorted(shared)[0]!r}"
+        if shared := {problem.prompt for problem in drawn[one]} & {problem.prompt for problem in drawn[other]}:
+            first = sorted(shared)[0]
+            yield f"{one} and {other} share {len(shared)} prompts, such as {first!r}: the key must follow from the prompt"
+    for split in SPLITS:
+        distinct = len({problem.key for problem in drawn[split]})
+        if distinct < DISTINCT_SHARE * len(drawn[split]):
+            yield f"only {distinct} of {len(drawn[split])} problems of {split} are distinct"
+        strange = [p for p in drawn[split] if p.environment != environment.name or p.level not in environment.levels]
+        if strange:
+            yield f"a problem says it is of {strange[0].environment!r} at level {strange[0].level}"
 
 
-def _seeds(environment: Environment, train: list[Problem], test: list[Problem]) -> Iterator[str]:
+def _seeds(environment: Environment, train: Sequence[Problem]) -> Iterator[str]:
     """The same seed gives the same problems, another seed others."""
     again = list(islice(environment.problems("train", 0), len(train)))
     if [(p.key, p.prompt, p.data) for p in again] != [(p.key, p.prompt, p.data) for p in train]:

@@ -32,11 +32,13 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:])
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(_iteration_dtype(x.device))
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    x = x.to(matrices.dtype)
+    x = x.view(shape).to(matrices.dtype)
     return x.mT if tall else x
 
 

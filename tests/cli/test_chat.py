@@ -119,7 +119,7 @@ def test_chat_opens_a_folder(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, 
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
     typed = iter(["start 5", "/exit"])
     monkeypatch.setattr(Conversation.run, "__defaults__", (lambda prompt: next(typed),))
-    chat_module.chat(str(tmp_path / "model"), temperature=0, max_tokens=6, system="be brief")
+    chat_module.chat(tmp_path / "model", temperature=0, max_tokens=6, system="be brief")
     out, err = capsys.readouterr()
     assert out.strip()
     assert "loading" in err
@@ -127,7 +127,7 @@ def test_chat_opens_a_folder(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, 
 
 def test_chat_refuses(tmp_path, tiny_model, tiny_tokenizer):
     with pytest.raises(CheckpointError, match="no such folder"):
-        chat_module.chat(str(tmp_path / "missing"))
+        chat_module.chat(tmp_path / "missing")
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
     with pytest.raises(EngineError, match="temperature = -1"):
-        chat_module.chat(str(tmp_path / "model"), temperature=-1)
+        chat_module.chat(tmp_path / "model", temperature=-1)

@@ -32,7 +32,7 @@ def run(tmp_path, tiny_model, tiny_tokenizer):
 
 def test_demo(run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [".venv/bin/leanseek"])
-    demo(str(run.folder), questions=2)
+    demo(run.folder, questions=2)
     out = capsys.readouterr().out
     problems = load_environment("running_total").problems("test", 0)
     for problem in (next(problems), next(problems)):
@@ -49,12 +49,12 @@ def test_demo(run, capsys, monkeypatch):
 
 def test_demo_refuses(run, tmp_path):
     with pytest.raises(UsageError, match="questions = 0"):
-        demo(str(run.folder), questions=0)
+        demo(run.folder, questions=0)
     with pytest.raises(RunError, match="not a run folder"):
-        demo(str(tmp_path / "missing"))
+        demo(tmp_path / "missing")
     empty = Run.create(tmp_path / "empty", Recipe())
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
-        demo(str(empty.folder))
+        demo(empty.folder)
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -33,7 +33,7 @@ def test_serve_until_ctrl_c(tmp_path, tiny_model, tiny_tokenizer, capfd):
 
     thread = threading.Thread(target=client)
     thread.start()
-    serve(str(tmp_path / "laptop"), port=port)  # returns: Ctrl-C is the way to end it
+    serve(tmp_path / "laptop", port=port)  # returns: Ctrl-C is the way to end it
     thread.join(5)
     assert answers == [{"status": "ready", "model": "laptop", "requests": 0}]
     assert f"http://127.0.0.1:{port}/v1" in capfd.readouterr().err
@@ -41,9 +41,9 @@ def test_serve_until_ctrl_c(tmp_path, tiny_model, tiny_tokenizer, capfd):
 
 def test_serve_refuses(tmp_path, tiny_model, tiny_tokenizer):
     with pytest.raises(CheckpointError, match="no such folder"):
-        serve(str(tmp_path / "missing"))
+        serve(tmp_path / "missing")
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
-    model = str(tmp_path / "model")
+    model = tmp_path / "model"
     with pytest.raises(UsageError, match="api-key-file"):
         serve(model, host="0.0.0.0", port=0)
     with pytest.raises(UsageError, match="cannot be read"):

@@ -67,13 +67,21 @@ def test_conversations_are_packed_with_loss_only_where_asked():
 def test_pieces_are_whole_segments_and_their_shares_sum_to_one():
     examples = [([0] * n + [1], [False] + [True] * n) for n in (4, 9, 2, 2, 30, 1)]
     batch = packed_examples(examples)
-    assert batch.pieces(None) == [(batch, 1.0)] and batch.pieces(48) == [(batch, 1.0)]
-    pieces = batch.pieces(13)
+    assert batch.pieces(1, None) == batch.pieces(1, 48) == [(batch, 1.0)]
+    pieces = batch.pieces(1, 13)
     assert [piece.segments.lengths for piece, _ in pieces] == [(4, 9), (2, 2), (30,), (1,)]
     assert sum(share for _, share in pieces) == pytest.approx(1.0)
     assert [share for _, share in pieces] == pytest.approx([piece.learnt / batch.learnt for piece, _ in pieces])
     for name in ("tokens_T", "targets_T", "second_targets_T", "next_tokens_T"):
         assert torch.equal(torch.cat([getattr(piece, name) for piece, _ in pieces]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_every_worker_gets_a_part_of_about_the_same_size(workers):
+    batch = TokenStream(torch.arange(500), 8, 12, seed=0).batch(0)
+    pieces = batch.pieces(workers, None)
+    assert [piece.segments.tokens for piece, _ in pieces] == [96 // workers] * workers
+    assert [share for _, share in pieces] == pytest.approx([1 / workers] * workers)
 
 
 def test_a_batch_on_its_device_is_itself():

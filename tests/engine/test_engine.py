@@ -88,7 +88,9 @@ def test_a_reply_is_the_same_alone_in_a_batch_and_with_others_leaving(tiny_model
         SamplingParams(max_tokens=rng.randint(1, 25), n=rng.choice((1, 1, 3)), logprobs=0, **rng.choice(kinds))
         for _ in prompts
     ]
-    alone = [output for ids, one in zip(prompts, params, strict=True) for output in Engine(tiny_model).generate([ids], one)]
+    alone = [
+        output for ids, one in zip(prompts, params, strict=True) for output in Engine(tiny_model).generate([ids], one)
+    ]
     for max_batch in (2, 5, 64):
         together = Engine(tiny_model, max_batch=max_batch).generate(prompts, params)
         assert [output.token_ids for output in together] == [output.token_ids for output in alone]
@@ -123,6 +125,14 @@ def test_requests_may_come_and_be_cancelled_at_any_time(tiny_model):
         else:
             assert got == expected.token_ids
             assert events[name][-1].finish_reason == expected.finish_reason
+
+
+def test_an_engine_whose_requests_were_cancelled_can_generate(tiny_model):
+    engine = Engine(tiny_model)
+    engine.add(prompt(5), GREEDY, "gone")
+    engine.step()
+    engine.cancel("gone")
+    assert len(engine.generate([prompt(4)], GREEDY)) == 1
 
 
 def test_cancelling_frees_rows_at_once_and_drops_what_waits(tiny_model):
@@ -296,9 +306,7 @@ def test_it_reads_the_weights_as_they_are_now(make_model):
                 parameter -= 0.05 * parameter.grad.sign()
     after = engine.generate([prompt(5)], GREEDY)[0]
     assert after.token_ids != before.token_ids
-    assert torch.allclose(
-        torch.tensor(after.logprobs), whole_logprobs(model, prompt(5), after, 1.0), atol=1e-5
-    )
+    assert torch.allclose(torch.tensor(after.logprobs), whole_logprobs(model, prompt(5), after, 1.0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +363,10 @@ def test_texts_start_with_bos_and_need_a_tokenizer(tiny_model, tiny_tokenizer):
 def test_a_folder_is_opened_in_the_form_asked_for(tmp_path, tiny_model, tiny_tokenizer):
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
     engine = Engine.load(tmp_path / "model")
-    assert engine.generate([prompt(5)], GREEDY)[0].token_ids == Engine(tiny_model).generate([prompt(5)], GREEDY)[0].token_ids
+    assert (
+        engine.generate([prompt(5)], GREEDY)[0].token_ids
+        == Engine(tiny_model).generate([prompt(5)], GREEDY)[0].token_ids
+    )
     assert engine.chat is not None
     low = Engine.load(tmp_path / "model", weights="bf16")
     output = low.generate([prompt(5)], replace(GREEDY, max_tokens=3))[0]

@@ -81,7 +81,9 @@ def test_the_sampling_of_a_batch_knows_its_short_cuts():
 
 def test_rows_with_their_own_stops_are_watched_where_they_stand():
     rows = make_rows()
-    rows.append([make_sample(0), make_sample(1, stop=("x",)), make_sample(2, stop_token_ids=(3,))], [2] * 3, [9] * 3, [0] * 3)
+    rows.append(
+        [make_sample(0), make_sample(1, stop=("x",)), make_sample(2, stop_token_ids=(3,))], [2] * 3, [9] * 3, [0] * 3
+    )
     assert rows.watched == [1, 2]
     rows.remove([0])
     assert [rows.samples[row].request.request_id for row in rows.watched] == ["r2", "r1"]

@@ -110,12 +110,19 @@ def test_decode_is_what_real_lengths_would_give():
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 50))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_chunks_are_runs_of_whole_segments_within_the_budget(lengths, tokens):
+def test_chunks_are_runs_of_whole_segments_of_about_the_size_asked_for(lengths, tokens):
     segments = Segments(tuple(lengths))
     runs = segments.chunks(tokens)
     assert [s for first, last in runs for s in range(first, last)] == list(range(len(lengths)))
+    assert len(runs) <= -(-sum(lengths) // tokens)
     for first, last in runs:
-        assert last > first and (sum(lengths[first:last]) <= tokens or last - first == 1)
+        assert last > first and sum(lengths[first:last]) <= tokens + max(lengths)
+
+
+def test_a_chunk_ends_nearest_to_its_share():
+    assert Segments((4, 9, 4, 7)).chunks(12) == [(0, 2), (2, 4)]
+    assert Segments((4, 4, 4, 4)).chunks(8) == [(0, 2), (2, 4)]
+    assert Segments((30, 1, 1)).chunks(16) == [(0, 1), (1, 3)]
 
 
 @pytest.mark.parametrize(

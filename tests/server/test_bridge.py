@@ -115,9 +115,10 @@ def test_a_failing_step_fails_its_requests_and_no_other(script, start, capfd):
 
     async def go():
         engine.hold()
-        engine.fail_next = RuntimeError("a secret path")
         tickets = [bridge.submit([1], SamplingParams(max_tokens=50)) for _ in range(2)]
-        await until(lambda: engine.has_work)
+        engine.allow()
+        await until(lambda: bridge.active == 2)
+        engine.fail_next = RuntimeError("a secret path")
         engine.free()
         for ticket in tickets:
             with pytest.raises(EngineError, match="RuntimeError") as caught:

@@ -20,9 +20,24 @@ from leanseek.tokens.tokenizer import (
 )
 
 # Any text, and text full of what a tokenizer trips over.
-AWKWARD = st.lists(
-    st.sampled_from(["<think>", "</think>", EOS, "<｜User｜>", "\n", "\r\n", " ", "\t", "的", "😀", "é", "e\u0301", "\ufffd", "7", "a"])
-).map("".join)
+PIECES = [
+    "<think>",
+    "</think>",
+    EOS,
+    "<｜User｜>",
+    "\n",
+    "\r\n",
+    " ",
+    "\t",
+    "的",
+    "😀",
+    "é",
+    "e\u0301",
+    "\ufffd",
+    "7",
+    "a",
+]
+AWKWARD = st.lists(st.sampled_from(PIECES)).map("".join)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | AWKWARD
 
 

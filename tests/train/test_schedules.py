@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from leanseek.settings import TrainSettings
@@ -18,7 +20,7 @@ def test_its_shape_is_v3s():
     assert got[:100] == pytest.approx([(step + 1) / 100 for step in range(100)])
     assert set(got[100:701]) == {1.0}
     decaying = got[700:971]
-    assert all(after < before for before, after in zip(decaying, decaying[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(decaying))
     assert got[835] == pytest.approx(0.6), "half way down the cosine, half way between 1 and the end"
     assert got[970:] == pytest.approx([0.2] * 30), "the last tenth of the decay is constant"
 

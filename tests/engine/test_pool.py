@@ -1,0 +1,53 @@
+"""Several engines on one model answer as one does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leanseek.engine.engine import Engine
+from leanseek.engine.pool import EnginePool
+from leanseek.engine.request import SamplingParams
+from leanseek.errors import EngineError
+
+PARAMS = SamplingParams(max_tokens=9, seed=4, ignore_eos=True, logprobs=0)
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [
+        torch.randint(3, 320, (1 + i % 7,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 11])
+def test_replies_come_in_order_whoever_drew_them(tiny_model, tiny_tokenizer, workers, count):
+    params = [replace(PARAMS, n=1 + i % 3, seed=i, max_tokens=3 + i) for i in range(count)]
+    expected = Engine(tiny_model, tiny_tokenizer).generate(prompts(count), params)
+    pool = EnginePool(tiny_model, tiny_tokenizer, workers=workers, max_batch=6, max_context_tokens=40)
+    got = pool.generate(prompts(count), params)
+    assert [output.token_ids for output in got] == [output.token_ids for output in expected]
+    assert [output.text for output in got] == [output.text for output in expected]
+
+
+def test_progress_counts_over_all_engines(tiny_model, tiny_tokenizer):
+    counts: list[int] = []
+    EnginePool(tiny_model, tiny_tokenizer, workers=2).generate(prompts(5), PARAMS, on_progress=counts.append)
+    assert max(counts) == 5
+
+
+def test_what_one_engine_refuses_the_pool_refuses_and_goes_on(tiny_model, tiny_tokenizer):
+    pool = EnginePool(tiny_model, tiny_tokenizer, workers=2)
+    with pytest.raises(EngineError, match="the prompt is empty"):
+        pool.generate([[5], []], PARAMS)
+    assert len(pool.generate([[5], [6]], PARAMS)) == 2
+
+
+def test_routing_is_recorded_and_the_batch_shared_out(tiny_model, tiny_tokenizer):
+    pool = EnginePool(tiny_model, tiny_tokenizer, workers=2, max_batch=7, record_experts=True)
+    assert [engine._rows.capacity for engine in pool.engines] == [4, 4]
+    one = Engine(tiny_model, record_experts=True).generate(prompts(3), PARAMS)
+    for got, expected in zip(pool.generate(prompts(3), PARAMS), one, strict=True):
+        assert torch.equal(got.experts.sort(-1).values, expected.experts.sort(-1).values)

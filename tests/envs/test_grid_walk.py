@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from leanseek.envs.environment import Problem
+from leanseek.envs.grid_walk import SIDE, GridWalk
+
+TASK = GridWalk()
+ONE = Problem("grid_walk", 2, "", {"start": (12, 7), "moves": (("up", 3), ("left", 5)), "answer": "7,10"}, "")
+
+
+def test_walks_stay_on_the_grid():
+    rng = random.Random(0)
+    for _ in range(300):
+        problem = TASK.draw(5, rng)
+        x, y = problem.data["start"]
+        for way, length in problem.data["moves"]:
+            x += length * {"right": 1, "left": -1}.get(way, 0)
+            y += length * {"up": 1, "down": -1}.get(way, 0)
+            assert 0 <= x < SIDE and 0 <= y < SIDE
+        assert problem.data["answer"] == f"{x},{y}"
+
+
+def test_a_solution_takes_a_line_per_move_and_one_for_all_in_the_head():
+    assert TASK.solution(ONE, random.Random(0)).reasoning_content == "a y 7 +3 =10 12,10\nb x 12 -5 =7 7,10"
+    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content == "a b 7,10"
+
+
+@pytest.mark.parametrize(
+    ("text", "sound"),
+    [
+        ("a 12,10\nb 7,10", True),
+        ("a y 7 +3 =10 12,10\nb x 12 -5 =7 7,10", True),
+        ("a x 7 +3 =10 12,10\nb x 12 -5 =7 7,10", False),
+        ("a y 7 +3 =11 12,10\nb x 12 -5 =7 7,10", False),
+        ("a y 7 +3 =10 12,11\nb x 12 -5 =7 7,11", False),
+        ("a y 7 +3 =10 12,10", False),
+        ("b 7,10", False),
+    ],
+)
+def test_the_audit_wants_every_move_in_order(text: str, sound: bool):
+    assert TASK.audit(ONE, text) is sound

@@ -1,0 +1,66 @@
+"""Workers: each task once, results in order, failures told after all have ended."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import leanseek.kernels.threads as module
+from leanseek.kernels.threads import MOST_WORKERS, available_threads, run_all, share_out
+
+
+def test_results_come_in_order_from_threads_of_their_own():
+    meeting = threading.Barrier(3, timeout=20)  # passes only if all three run at once
+
+    def task(number: int):
+        def work() -> tuple[int, int]:
+            meeting.wait()
+            return number, threading.get_ident()
+
+        return work
+
+    results = run_all([task(number) for number in range(3)])
+    assert [number for number, _ in results] == [0, 1, 2] and len({thread for _, thread in results}) == 3
+
+
+def test_one_task_runs_here():
+    assert run_all([threading.get_ident]) == [threading.get_ident()]
+
+
+def test_a_failure_is_told_once_all_have_ended():
+    ended = threading.Event()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    def work() -> None:
+        ended.wait(0.05)
+        ended.set()
+
+    with pytest.raises(ValueError, match="no"):
+        run_all([fail, work])
+    assert ended.is_set()
+
+
+def test_workers_inherit_the_number_of_threads():
+    before = torch.get_num_threads()
+    assert run_all([torch.get_num_threads] * 2) == [before] * 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "workers", "each"),
+    [(1, "cpu", 1, 1), (2, "cpu", 2, 1), (5, "cpu", 5, 1), (20, "cpu", MOST_WORKERS, 2), (6, "cuda", 1, 6)],
+)
+def test_threads_are_shared_out_among_workers(monkeypatch, threads, device, workers, each):
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(module, "keep_memory", lambda: None)
+    assert share_out(threads, device) == workers and asked == [each]
+
+
+def test_without_a_number_all_that_the_process_may_use_is_used(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(module, "keep_memory", lambda: None)
+    assert available_threads() >= 1 and share_out(None, "cpu") == min(available_threads(), MOST_WORKERS)

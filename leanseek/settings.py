@@ -66,6 +66,7 @@ class TrainSettings(Settings):
     balance_rate: float = Field(1e-3, ge=0, description="gamma of the router bias update (V3: 0.001)")
     balance_loss: float = Field(1e-4, ge=0, description="alpha of the sequence-wise balance loss (V3: 0.0001)")
     mtp_weight: float = Field(0.3, ge=0, description="lambda of the MTP loss (V3: 0.3, later 0.1); 0: not trained")
+    mtp_every: int = Field(1, ge=1, description="the MTP layer learns in every n-th step (V3: 1); it costs a third")
     optimiser: OptimiserSettings = OptimiserSettings()
 
 
@@ -185,8 +186,9 @@ def _find(name_or_path: str | Path) -> Path:
         if not path.is_file():
             raise ConfigError(f"{text}: there is no such recipe file")
         return path
-    if text not in recipe_names():
-        raise ConfigError(f"recipe {text!r} is not known{nearest(text, recipe_names())}; have {', '.join(recipe_names())}")
+    names = recipe_names()
+    if text not in names:
+        raise ConfigError(f"recipe {text!r} is not known{nearest(text, names)}; have {', '.join(names)}")
     return Path(str(resources.files("leanseek") / "recipes" / f"{text}.toml"))
 
 

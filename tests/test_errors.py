@@ -30,4 +30,4 @@ def test_wrong_usage_ends_with_status_2_and_other_failures_with_1():
 
 def test_the_nearest_name_is_offered_only_when_it_is_near():
     assert nearest("peak_lrr", ["steps", "peak_lr"]) == "; did you mean peak_lr?"
-    assert nearest("zzz", ["steps", "peak_lr"]) == "" and nearest("a", iter([])) == ""
+    assert nearest("model", ["steps", "peak_lr"]) == "" and nearest("a", iter([])) == ""

@@ -123,7 +123,8 @@ def test_checkpoints_are_whole_and_in_order(tmp_path):
     checkpoint(run, "other", 3)
     (run.folder / "checkpoints" / ".pretrain-200.x7").mkdir()
     assert [p.name for p in run.checkpoints("pretrain")] == ["pretrain-9", "pretrain-20", "pretrain-100"]
-    assert run.checkpoints()[-1].name == "sft-5" and run.latest() == run.checkpoint("sft", 5)
+    assert [p.name for p in run.checkpoints()] == ["pretrain-9", "pretrain-20", "pretrain-100", "sft-5"]
+    assert run.latest() == run.checkpoint("sft", 5)
     assert run.latest("pretrain") == run.checkpoint("pretrain", 100) and run.latest("grpo") is None
     assert run.stage_begun("sft")
 
@@ -171,8 +172,11 @@ def test_clearing_deletes_what_a_run_writes_and_nothing_else(tmp_path):
         assert path.name in CONTENTS
         path.write_text("x")
     checkpoint(run, "pretrain", 1)
-    run.tokenizer_folder.mkdir()
     run.finish("eval")
+    for name in CONTENTS:
+        if not (run.folder / name).exists():
+            (run.folder / name).mkdir()
+    assert {"corpus", "tokenizer", "checkpoints", "summary.json", "recipe.toml"} <= set(CONTENTS)
     (run.folder / "notes.txt").write_text("mine")
     run.clear()
     assert [p.name for p in run.folder.iterdir()] == ["notes.txt"]

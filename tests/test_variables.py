@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leanseek.errors import ConfigError
-from leanseek.variables import VARIABLES, check, threads, traceback
+from leanseek.variables import VARIABLES, check, kernels, threads, traceback
 
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("", None), ("1", 1), ("12", 12)])
@@ -23,6 +23,12 @@ def test_traceback():
     assert traceback({"LEANSEEK_TRACEBACK": "1"}) and not traceback({"LEANSEEK_TRACEBACK": "0"}) and not traceback({})
     with pytest.raises(ConfigError, match="LEANSEEK_TRACEBACK = 'yes': 0 or 1 is needed"):
         traceback({"LEANSEEK_TRACEBACK": "yes"})
+
+
+def test_kernels():
+    assert (kernels({}), kernels({"LEANSEEK_KERNELS": "reference"})) == ("auto", "reference")
+    with pytest.raises(ConfigError, match="LEANSEEK_KERNELS = 'fast': auto or reference is needed"):
+        kernels({"LEANSEEK_KERNELS": "fast"})
 
 
 def test_the_process_environment_is_the_default(monkeypatch):

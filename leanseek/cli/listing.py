@@ -27,7 +27,7 @@ def models(*, json: bool = False) -> None:
     Args:
         json: Print as JSON.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for name in preset_names():
         config = load_preset(name)
         counted = parameters(config)
@@ -51,15 +51,15 @@ def models(*, json: bool = False) -> None:
     head = ("model", "parameters", "active", "MTP", "layers", "width", "experts", "cache a token", "context")
     rows = [
         (
-            str(one["name"]),
-            *(format_count(_whole(one[key])) for key in ("parameters", "active_parameters", "mtp_parameters")),
+            one["name"],
+            *(format_count(one[key]) for key in ("parameters", "active_parameters", "mtp_parameters")),
             str(one["layers"]),
             str(one["hidden_size"]),
             f"{one['experts_per_token']} of {one['experts']}",
-            format_bytes(_whole(one["cache_bytes_per_token"])),
-            format_count(_whole(one["context_tokens"])),
+            format_bytes(one["cache_bytes_per_token"]),
+            format_count(one["context_tokens"]),
         )
-        for one in sorted(found, key=lambda one: _whole(one["parameters"]))
+        for one in sorted(found, key=lambda one: one["parameters"])
     ]
     print(columns([head, *rows], right=range(1, len(head))))
 
@@ -114,7 +114,7 @@ def recipes(*, show: str | None = None, settings: bool = False, json: bool = Fal
         rows = [(f"--{key}", _default(key), description_of(key)) for key in dotted_keys()]
         print(columns([("setting", "default", "what it is"), *rows]))
         return
-    found = []
+    found: list[dict[str, Any]] = []
     for name in recipe_names():
         recipe = load_recipe(name)
         purpose = _purpose(name)
@@ -122,7 +122,7 @@ def recipes(*, show: str | None = None, settings: bool = False, json: bool = Fal
     if json:
         print(json_format.dumps(found, indent=2))
         return
-    table = [(str(one["name"]), str(one["model"]), ", ".join(one["environments"]), str(one["purpose"])) for one in found]
+    table = [(one["name"], one["model"], ", ".join(one["environments"]), one["purpose"]) for one in found]
     print(columns([("recipe", "model", "tasks", "purpose"), *table]))
 
 
@@ -158,7 +158,3 @@ def _show(name: str) -> None:
         print(
             f"level {level}\n\n{problem.prompt}\n\n<think>\n{solution.reasoning_content}\n</think>{solution.content}\n"
         )
-
-
-def _whole(value: Any) -> int:
-    return int(value)

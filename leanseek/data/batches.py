@@ -25,6 +25,7 @@ class Batch:
         second_targets_T: the token after that (for MTP), or IGNORED.
         next_tokens_T: the token after each as MTP's input (its target where there is one, else any).
         segments: which tokens belong together.
+        mtp: whether the MTP layer learns from it too.
     """
 
     tokens_T: Tensor
@@ -32,6 +33,7 @@ class Batch:
     second_targets_T: Tensor
     next_tokens_T: Tensor
     segments: Segments
+    mtp: bool = True
 
     @cached_property
     def learnt(self) -> int:
@@ -59,7 +61,7 @@ class Batch:
             start = self.segments.starts[first]
             end = self.segments.starts[last - 1] + self.segments.lengths[last - 1]
             rows = [t[start:end] for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
-            part = Batch(*rows, Segments(self.segments.lengths[first:last], device=self.segments.device))
+            part = Batch(*rows, Segments(self.segments.lengths[first:last], device=self.segments.device), self.mtp)
             parts.append((part, part.learnt / max(self.learnt, 1)))
         return parts
 
@@ -68,7 +70,7 @@ class Batch:
         if self.tokens_T.device == torch.device(device):
             return self
         moved = [t.to(device) for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
-        return Batch(*moved, Segments(self.segments.lengths, self.segments.prefixes, device=device))
+        return Batch(*moved, Segments(self.segments.lengths, self.segments.prefixes, device=device), self.mtp)
 
 
 class TokenStream:

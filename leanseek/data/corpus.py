@@ -6,18 +6,17 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from leanseek.envs.environment import LABELS, Environment, Problem
+from leanseek.envs.environment import Environment, Problem
 
-FACTS_PER_DOCUMENT = 8
+FACTS_PER_DOCUMENT = 4
 
 
 @dataclass(frozen=True)
 class Shares:
     """How often each kind of document is drawn; the rest is plain sentences."""
 
-    facts: float = 0.35
-    worked: float = 0.50
-    recall: float = 0.10
+    facts: float = 0.25
+    worked: float = 0.73
     merged: float = 0.3  # of the worked problems, those whose solutions skip steps
 
 
@@ -42,40 +41,30 @@ def documents(
     for _ in range(count):
         kind = rng.random()
         if kind < shares.facts:
-            yield "\n".join(_fact(rng) for _ in range(FACTS_PER_DOCUMENT)) + "\n"
+            environment = rng.choice(environments)
+            yield "\n".join(_fact(environment, rng) for _ in range(FACTS_PER_DOCUMENT)) + "\n"
         elif kind < shares.facts + shares.worked:
             environment = rng.choice(environments)
             skip = rng.random() if rng.random() < shares.merged else 0.0
             yield _worked(environment, next(sources[environment.name]), rng, skip)
-        elif kind < shares.facts + shares.worked + shares.recall:
-            yield _recall(rng)
         else:
             yield _sentence(rng, rng.choice(environments))
 
 
-def _fact(rng: random.Random) -> str:
-    """One true line: a sum or difference within 0 .. 99, or the larger of two numbers."""
-    if rng.random() < 0.25:
-        a, b = rng.sample(range(100), 2)
-        return f"{a} |{b} ={max(a, b)}"
-    while True:
-        a, step = rng.randint(0, 99), rng.choice((1, -1)) * rng.randint(1, 9)
-        if 0 <= a + step <= 99:
-            return f"{a} {step:+d} ={a + step}"
+def _fact(environment: Environment, rng: random.Random) -> str:
+    """One true line: the thinking about a problem of one step of a task."""
+    problem = environment.draw(environment.levels[0], rng)
+    return rng.choice(str(environment.solution(problem, rng).reasoning_content).split("\n"))
 
 
 def _worked(environment: Environment, problem: Problem, rng: random.Random, skip: float) -> str:
-    """A problem, its solution and its answer as plain text."""
+    """A problem, its solution and its answer as plain text.
+
+    Three tokens stand between problem and solution, as in a conversation, where the assistant's turn
+    and its thinking begin there: what is learnt of distances holds in both.
+    """
     solution = environment.solution(problem, rng, skip)
-    return f"{problem.prompt}\n{solution.reasoning_content}\n{solution.content}\n"
-
-
-def _recall(rng: random.Random) -> str:
-    """Labelled lines, then some of them again: practice in finding a line by its label."""
-    labels = LABELS[: rng.randint(3, 7)]
-    steps = {label: rng.choice((1, -1)) * rng.randint(1, 9) for label in labels}
-    asked = [rng.choice(labels) for _ in range(5)]
-    return "\n".join(f"{label} {steps[label]:+d}" for label in (*labels, *asked)) + "\n"
+    return f"{problem.prompt} think aloud\n{solution.reasoning_content}\n{solution.content}\n"
 
 
 def _sentence(rng: random.Random, environment: Environment) -> str:

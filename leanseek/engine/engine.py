@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from leanseek.engine.rows import Rows, Sample
 from leanseek.engine.sampler import sample
 from leanseek.errors import EngineError
 from leanseek.model.cache import ContiguousCache
+from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -55,8 +57,10 @@ class Engine:
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
         specs = model.cache_specs()[: self.config.num_hidden_layers]
         self._cache = ContiguousCache(specs, max_batch, self.max_context_tokens, model.device)
+        self._decoder = Decoder(model) if Decoder.suits(model) else None
         self._waiting: deque[Sample] = deque()
         self._finished: list[Output] = []
+        self._logprobs_S = torch.empty(0)  # of the newest tokens
         self._names = itertools.count()
         self._seeds = itertools.count(1)
 
@@ -117,7 +121,7 @@ class Engine:
         if start is None:
             return []
         samples = rows.samples[start:]
-        last, logprobs = rows.last[start : len(rows)].tolist(), self._newest_logprobs(start).tolist()
+        last, logprobs = rows.last[start : len(rows)].tolist(), self._logprobs_S.tolist()
         reasons = self._settle(start)
         events = []
         for offset, one in enumerate(samples):
@@ -245,43 +249,37 @@ class Engine:
         """Read every row's newest token and sample the next."""
         rows = self._rows
         count = len(rows)
-        segments = Segments.decode(rows.position[:count], rows.longest + 1, rows.level)
+        last_S, position_S, longest = rows.last[:count], rows.position[:count], rows.longest + 1
         routing = Routing() if self.record_experts else None
-        hidden_SD = self.model(rows.last[:count], segments, self._cache, routing)
-        if routing is not None:
-            places = (segments.segment_T, rows.position[:count])
-            rows.experts.index_put_(places, routing.stacked().to(torch.int16))
-        rows.advance()
-        self._take(0, self.model.logits(hidden_SD))
+        if self._decoder is not None:
+            logits_SW = self._decoder(last_S, position_S, longest, rows.level, self._cache, routing)
+        else:
+            segments = Segments.decode(position_S, longest, rows.level)
+            logits_SW = self.model.logits(self.model(last_S, segments, self._cache, routing))
+        rows.advance(None if routing is None else routing.experts)
+        self._take(0, logits_SW)
 
     def _take(self, start: int, logits_SW: Tensor) -> None:
         """Sample a token for the rows from `start` on and note it."""
-        rows, end = self._rows, len(self._rows)
-        tokens_S, logprobs_S = sample(logits_SW, rows.sampling(start))
-        at = (torch.arange(start, end, device=tokens_S.device), rows.place[start:end])
-        rows.tokens.index_put_(at, tokens_S)
-        rows.logprobs.index_put_(at, logprobs_S)
-        rows.last[start:end] = tokens_S
-        rows.place[start:end] += 1
-
-    def _newest_logprobs(self, start: int) -> Tensor:
-        rows, end = self._rows, len(self._rows)
-        return rows.logprobs[torch.arange(start, end), rows.place[start:end] - 1]
+        rows = self._rows
+        sampling = rows.sampling(start)
+        draws_S = None if start or sampling.greedy else rows.draws()
+        tokens_S, self._logprobs_S = sample(logits_SW, sampling, draws_S)
+        rows.take(start, tokens_S, self._logprobs_S)
 
     def _settle(self, start: int) -> dict[int, str]:
         """Find the rows that ended with their newest token, let them leave, and say why each did."""
         rows, end = self._rows, len(self._rows)
-        last = rows.last[start:end]
-        at_eos = (last == self.config.eos_token_id) & rows.stops_at_eos[start:end]
-        at_limit = rows.place[start:end] >= rows.limit[start:end]
-        broken = ~torch.isfinite(self._newest_logprobs(start))
         reasons: dict[int, str] = {}
-        if bool((at_eos | at_limit | broken).any()):
-            for row in at_limit.nonzero().squeeze(1).tolist():
+        if rows.until_limit <= 0:
+            for row in (rows.place[start:end] >= rows.limit[start:end]).nonzero().squeeze(1).tolist():
                 reasons[start + row] = "length"
+        if rows.any_stops_at_eos:
+            at_eos = (rows.last[start:end] == self.config.eos_token_id) & rows.stops_at_eos[start:end]
             for row in at_eos.nonzero().squeeze(1).tolist():
                 reasons[start + row] = "stop"
-            for row in broken.nonzero().squeeze(1).tolist():
+        if not math.isfinite(float(self._logprobs_S.sum())):
+            for row in (~torch.isfinite(self._logprobs_S)).nonzero().squeeze(1).tolist():
                 reasons[start + row] = "error"
         for row in rows.watched:
             unsettled = row >= start and reasons.get(row) in (None, "length")
@@ -295,6 +293,7 @@ class Engine:
             return True
         if not params.stop or self.tokenizer is None:
             return False
+        self._rows.settle()
         text = self.tokenizer.decode(self._rows.tokens[row, : int(self._rows.place[row])].tolist())
         return any(stop in text for stop in params.stop)
 
@@ -303,6 +302,7 @@ class Engine:
         if not reasons:
             return
         rows = self._rows
+        rows.settle()
         for row in sorted(reasons):
             self._finished.append(self._output(row, reasons[row]))
         broken = [row for row, reason in reasons.items() if reason == "error"]

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from leanseek.engine.request import Request, SamplingParams
-from leanseek.engine.sampler import SamplingRows
+from leanseek.engine.sampler import SamplingRows, uniform
 
 # Below this only the most likely tokens are in reach anyway, and dividing logits by less may overflow.
 SMALLEST_TEMPERATURE = 1e-5
+# Places that random numbers are made for at once: a dozen small operations cost as much for 16 as for one.
+AHEAD = 16
 
 
 @dataclass
@@ -35,21 +37,19 @@ class Rows:
     def __init__(
         self, capacity: int, context_tokens: int, moe_layers: int, experts_per_token: int, device: torch.device
     ) -> None:
-        def column(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(capacity, dtype=dtype, device=device)
-
         self.capacity = capacity
         self.samples: list[Sample] = []
-        self.last = column(torch.int64)  # the newest token, not yet in the cache
-        self.position = column(torch.int64)  # tokens in the cache
-        self.place = column(torch.int64)  # tokens sampled so far
-        self.limit = column(torch.int64)
-        self.stops_at_eos = column(torch.bool)
-        self.temperature = column(torch.float32)
-        self.top_p = column(torch.float32)
-        self.min_p = column(torch.float32)
-        self.top_k = column(torch.int64)
-        self.seed = column(torch.int64)
+        # A column of each table is a row's state; the names are views.
+        self._whole = torch.zeros(6, capacity, dtype=torch.int64, device=device)
+        self._real = torch.zeros(3, capacity, dtype=torch.float32, device=device)
+        self.last = self._whole[0]  # the newest token, not yet in the cache
+        self.position = self._whole[1]  # tokens in the cache
+        self.place = self._whole[2]  # tokens sampled so far
+        self.limit = self._whole[3]
+        self.top_k = self._whole[4]
+        self.seed = self._whole[5]
+        self.temperature, self.top_p, self.min_p = self._real
+        self.stops_at_eos = torch.zeros(capacity, dtype=torch.bool, device=device)
         # What is kept of each row until it ends. Pages of these are touched only where used.
         self.tokens = torch.empty(capacity, context_tokens, dtype=torch.int64, device=device)
         self.logprobs = torch.empty(capacity, context_tokens, dtype=torch.float32, device=device)
@@ -59,7 +59,15 @@ class Rows:
         self.longest = 0
         self.level = True
         self.watched: list[int] = []  # rows with stop texts or stop tokens of their own
+        self.any_stops_at_eos = False
+        self.until_limit = 0  # tokens that every row may still get, at least
+        self._watching = False
         self._sampling: SamplingRows | None = None
+        self._draws: Tensor | None = None
+        self._drawn = 0
+        # Of the steps since rows last came or went: tokens and log-probabilities, and the routing of each layer.
+        self._sampled: list[tuple[Tensor, Tensor]] = []
+        self._routed: list[list[Tensor]] = []
 
     def __len__(self) -> int:
         """Rows in use."""
@@ -72,6 +80,7 @@ class Rows:
 
     def append(self, samples: list[Sample], prompt_tokens: list[int], limits: list[int], seeds: list[int]) -> None:
         """Put samples into the next free rows, their prompts' last state still to be filled in."""
+        self.settle()
         start, end = len(self.samples), len(self.samples) + len(samples)
         params = [sample.request.params for sample in samples]
         self.position[start:end] = torch.tensor(prompt_tokens)
@@ -84,15 +93,50 @@ class Rows:
         self.top_k[start:end] = torch.tensor([p.top_k for p in params])
         self.seed[start:end] = torch.tensor(seeds)
         self.samples += samples
+        self._watching = self._watching or any(p.stop or p.stop_token_ids for p in params)
         self._changed()
 
-    def advance(self) -> None:
-        """Count the token that the model has just read into every row's cache."""
+    def advance(self, experts: list[Tensor] | None = None) -> None:
+        """Count the token that the model has just read into every row's cache.
+
+        Args:
+            experts: per MoE layer, the routing used for it, [S, K]; None: it is not kept.
+        """
         self.position[: len(self)] += 1
         self.longest += 1
+        if experts is not None:
+            self._routed.append(experts)
+
+    def take(self, start: int, tokens_S: Tensor, logprobs_S: Tensor) -> None:
+        """Note the newest token of each row from `start` on (0, or where the newest rows begin)."""
+        end = len(self)
+        if start:
+            at = torch.arange(start, end, device=tokens_S.device), self.place[start:end]
+            self.tokens[at], self.logprobs[at] = tokens_S, logprobs_S
+        else:
+            self._sampled.append((tokens_S, logprobs_S))
+        self.last[start:end] = tokens_S
+        self.place[start:end] += 1
+        self.until_limit -= 1
+
+    def settle(self) -> None:
+        """Put what the last steps gave into the table; whoever reads the table calls this first."""
+        steps, count = len(self._sampled), len(self)
+        row = torch.arange(count, device=self.place.device)[:, None]
+        if steps:
+            at = row, self.place[:count, None] + torch.arange(-steps, 0, device=self.place.device)
+            self.tokens[at] = torch.stack([tokens_S for tokens_S, _ in self._sampled], dim=1)
+            self.logprobs[at] = torch.stack([logprobs_S for _, logprobs_S in self._sampled], dim=1)
+            self._sampled.clear()
+        if steps := len(self._routed):
+            at = row, self.position[:count, None] + torch.arange(-steps, 0, device=self.place.device)
+            stacked = torch.stack([experts_SK for layers in self._routed for experts_SK in layers], dim=1)
+            self.experts[at] = stacked.view(count, steps, *self.experts.shape[2:]).to(torch.int16)
+            self._routed.clear()
 
     def remove(self, finished: list[int]) -> list[tuple[int, int]]:
         """Free rows; return the moves (from, to) that close the gaps, already made in this object."""
+        self.settle()
         gone = set(finished)
         kept = len(self.samples) - len(gone)
         holes = sorted(row for row in gone if row < kept)
@@ -100,8 +144,8 @@ class Rows:
         moves = list(zip(movers, holes, strict=True))
         if moves:
             sources, targets = torch.tensor(movers), torch.tensor(holes)
-            for column in self._columns():
-                column[targets] = column[sources]
+            for table in (self._whole, self._real, self.stops_at_eos):
+                table[..., targets] = table[..., sources]
             width = int(self.place[targets].max())
             for kept_tokens in (self.tokens, self.logprobs):
                 kept_tokens[targets, :width] = kept_tokens[sources, :width]
@@ -120,6 +164,15 @@ class Rows:
             self._sampling = self._sampling_rows(0)
         return self._sampling
 
+    def draws(self) -> Tensor:
+        """Return the random numbers of every row's next token; call it once a token."""
+        if self._draws is None or self._drawn == AHEAD:
+            count = len(self)
+            ahead = torch.arange(AHEAD, device=self.place.device)[:, None]
+            self._draws, self._drawn = uniform(self.seed[:count], self.place[:count] + ahead), 0
+        self._drawn += 1
+        return self._draws[self._drawn - 1]
+
     def _sampling_rows(self, start: int) -> SamplingRows:
         part = slice(start, len(self))
         temperature = self.temperature[part]
@@ -136,30 +189,21 @@ class Rows:
             unit=bool((temperature == 1).all()),
         )
 
-    def _columns(self) -> list[Tensor]:
-        return [
-            self.last,
-            self.position,
-            self.place,
-            self.limit,
-            self.stops_at_eos,
-            self.temperature,
-            self.top_p,
-            self.min_p,
-            self.top_k,
-            self.seed,
-        ]
-
     def _changed(self) -> None:
-        self._sampling = None
-        params = [sample.request.params for sample in self.samples]
-        self.watched = [row for row, p in enumerate(params) if p.stop or p.stop_token_ids]
-        position = self.position[: len(self)]
-        if len(self):
+        count = len(self)
+        self._sampling = self._draws = None
+        self.longest, self.level, self.until_limit, self.any_stops_at_eos, self.watched = 0, True, 0, False, []
+        if count:
+            position = self.position[:count]
             low, high = int(position.min()), int(position.max())
             self.longest, self.level = high, low == high
+            self.until_limit = int((self.limit[:count] - self.place[:count]).min())
+            self.any_stops_at_eos = bool(self.stops_at_eos[:count].any())
+            if self._watching:
+                params = [sample.request.params for sample in self.samples]
+                self.watched = [row for row, p in enumerate(params) if p.stop or p.stop_token_ids]
         else:
-            self.longest, self.level = 0, True
+            self._watching = False
 
 
 def _temperature(params: SamplingParams) -> float:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST_SHARE = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True, eq=False)
 class SamplingRows:
@@ -34,35 +36,35 @@ class SamplingRows:
     unit: bool
 
 
-def sample(logits_SW: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+def sample(logits_SW: Tensor, rows: SamplingRows, draws_S: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
     Args:
         logits_SW: any float dtype.
         rows: what each row asks for.
+        draws_S: `uniform` of the rows' seeds and places, where the caller has it at hand.
     Returns:
         tokens_S int64, and logprobs_S float32: the token's log-probability under the softmax of
         logits / temperature (of the logits themselves for greedy rows), before any cut.
     """
     logits_SW = logits_SW.float()
     if rows.greedy:
-        logprobs_SW = torch.log_softmax(logits_SW, dim=-1)
-        logprobs_S, tokens_S = logprobs_SW.max(dim=-1)
-        return tokens_S, logprobs_S
+        most_S, tokens_S = logits_SW.max(dim=-1)
+        return tokens_S, most_S - logits_SW.logsumexp(dim=-1)
     if not rows.unit:
         scale_S = torch.where(rows.temperature_S > 0, rows.temperature_S, 1.0)
         logits_SW = logits_SW / scale_S[:, None]
-    logprobs_SW = torch.log_softmax(logits_SW, dim=-1)
-    shares_SW = logprobs_SW.exp()
-    if not rows.plain:
-        shares_SW = _cut(shares_SW, rows)
-    reach_SW = shares_SW.cumsum(dim=-1)
-    draw_S1 = uniform(rows.seed_S, rows.place_S)[:, None] * reach_SW[:, -1:]
+    shares_SW = torch.softmax(logits_SW, dim=-1)
+    kept_SW = shares_SW if rows.plain else _cut(shares_SW, rows)
+    reach_SW = kept_SW.cumsum(dim=-1)
+    draws_S = uniform(rows.seed_S, rows.place_S) if draws_S is None else draws_S
+    draw_S1 = draws_S[:, None] * reach_SW[:, -1:]
     tokens_S = torch.searchsorted(reach_SW, draw_S1, right=True).squeeze(1)
     tokens_S = tokens_S.clamp_(max=logits_SW.shape[1] - 1)
     if not rows.unit:
-        tokens_S = torch.where(rows.temperature_S > 0, tokens_S, logprobs_SW.argmax(dim=-1))
-    return tokens_S, logprobs_SW.gather(1, tokens_S[:, None]).squeeze(1)
+        tokens_S = torch.where(rows.temperature_S > 0, tokens_S, logits_SW.argmax(dim=-1))
+    # A share that rounds to zero is not drawn, but for a draw at the very end: its logarithm stays finite.
+    return tokens_S, shares_SW.gather(1, tokens_S[:, None]).squeeze(1).clamp_(min=SMALLEST_SHARE).log_()
 
 
 def uniform(seed_S: Tensor, place_S: Tensor) -> Tensor:

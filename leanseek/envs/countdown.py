@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import re
@@ -23,7 +24,7 @@ OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "*": operator.mul,
     "/": operator.truediv,
 }
-_MERGE = re.compile(r"([a-j]) ([a-j])([-+*/])([a-j]) ([0-9]{1,2})([-+*/])([0-9]{1,2})=([0-9]{1,2})((?: [a-j])+)")
+_JOIN = re.compile(r"([a-j])[0-9]+ ([a-j])[0-9]+ ([-+*/])[0-9]+ .*")
 _TOKEN = re.compile(r" *([0-9]+|[-+*/()]) *")
 
 # A labelled value and the expression that it came from.
@@ -33,11 +34,11 @@ Merge = tuple[str, str, str]
 
 
 class Countdown(Environment):
-    """Lines `a 25`, then `make 54`. All given numbers are needed, as far as whole numbers up to 99 go.
+    """Lines `a25`, then `make 54`. All given numbers are needed, as far as whole numbers up to 99 go.
 
-    The thinking is a list of tries. `d a-c 25-7=18 b d` joins two numbers into a new one and says which are left;
-    once two are left, `18 3 +21 -15 *54 /6 |54 *` writes all that they make beside the target, and the
-    operation that hits it, or `no`. Larger first, always; x is what is not a whole number up to 99.
+    The thinking is a list of tries. `a25 b7 -18 d18` joins two numbers into a new one, and restates what is left if
+    that is more than two; once two are left, `d18 c3 +21 -15 *54 /6 |54 *` writes all that they make, the target
+    beside it, and the operation that hits it, or `no`. Larger first, always; x is no whole number up to 99.
     """
 
     name = "countdown"
@@ -57,30 +58,27 @@ class Countdown(Environment):
             if len(items) == 1 and items[0][1] not in _fewer(tuple(sorted(numbers))):
                 break
         target, answer = items[0][1], items[0][2].removeprefix("(").removesuffix(")")
-        lines = [*(f"{LABELS[i]} {number}" for i, number in enumerate(numbers)), f"make {target}"]
+        lines = [*(f"{LABELS[i]}{number}" for i, number in enumerate(numbers)), f"make {target}"]
         key = " ".join(map(str, sorted(numbers))) + f" = {target}"
         data = {"numbers": numbers, "target": target, "answer": answer}
         return Problem(self.name, level, "\n".join(lines), data, key)
 
     def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
         """Write tries that fail, then one that succeeds; a failure is left out with chance `skip`."""
-        target = problem.data["target"]
-        good: list[list[str]] = []
-        bad: list[list[str]] = []
-        expression_of: dict[str, str] = {}
-        for merges in _tries(_items(problem.data["numbers"])):
-            lines, expression = _write(_items(problem.data["numbers"]), merges, target)
-            (good if expression else bad).append(lines)
-            expression_of["\n".join(lines)] = expression
-        written: list[str] = []
+        start, target = _items(problem.data["numbers"]), problem.data["target"]
+        good: list[list[Merge]] = []
+        bad: list[list[Merge]] = []
+        for merges, (x, y) in _tries(start):
+            (good if target in _values(x[1], y[1]).values() else bad).append(merges)
+        lines: list[str] = []
         for _ in range(MOST_FAILURES):
             if not bad or rng.random() < HIT:
                 break
             failure = bad.pop(rng.randrange(len(bad)))
             if rng.random() >= skip:
-                written += failure
-        success = rng.choice(good)
-        return Message("assistant", expression_of["\n".join(success)], "\n".join(written + success))
+                lines += _write(start, failure, target)[0]
+        success, expression = _write(start, rng.choice(good), target)
+        return Message("assistant", expression, "\n".join(lines + success))
 
     def check(self, problem: Problem, answer: str) -> bool:
         """Whether the answer is an expression of the given numbers, each at most once, that makes the target."""
@@ -96,34 +94,36 @@ class Countdown(Environment):
         return f"{a}+{b}" if a + b != problem.data["target"] else f"{a}-{b}"
 
     def practice(self, rng: random.Random) -> str:
-        """Return a finishing line by itself: what two numbers make, and whether one of them is the target."""
+        """Return a target and a finishing line: what two numbers make, and whether one of them is the target."""
         while True:
             a, b = rng.randint(1, LARGEST), rng.randint(1, RANGES[3])
-            made = [v for v in _values(max(a, b), min(a, b)).values() if v]
+            first, second = rng.sample(LABELS[:6], 2)
+            x, y = (first, max(a, b), ""), (second, min(a, b), "")
+            made = [v for v in _values(x[1], y[1]).values() if v]
             target = rng.choice(made) if rng.random() < HIT else rng.randint(1, LARGEST)
-            numbers = sorted((a, b))
             # The line is all the thinking that a problem of level 2 needs, so held-out ones are left out.
-            if Problem(self.name, 2, "", {}, f"{numbers[0]} {numbers[1]} = {target}").split == "train":
-                return _finish(max(a, b), min(a, b), target)[0]
+            if Problem(self.name, 2, "", {}, f"{y[1]} {x[1]} = {target}").split == "train":
+                return f"make {target}\n{_finish(x, y, target)[0]}"
 
     def audit(self, problem: Problem, reasoning: str) -> bool:
         """Whether every try joins what is there, computes and judges it right, and the last alone succeeds."""
         start = _items(problem.data["numbers"])
         items = start
+        target = problem.data["target"]
         lines = reasoning.split("\n")
         for number, line in enumerate(lines):
             if len(items) > 2:
-                match = _MERGE.fullmatch(line)
-                joined = None if match is None else _read_merge(items, match)
+                joined = _read_join(items, line)
                 if joined is None:
                     return False
                 items = joined
                 continue
-            x, y = next(_pairs(items))
-            expected, _, verdict = _finish(x[1], y[1], problem.data["target"])[0].rpartition(" ")
+            orders = [(x, y) for x, y in itertools.permutations(items) if x[1] >= y[1]]
+            hits = [op for op, value in _values(orders[0][0][1], orders[0][1][1]).items() if value == target]
             shown, _, said = line.rpartition(" ")
-            hits = [op for op, value in _values(x[1], y[1]).items() if value == problem.data["target"]]
-            if shown != expected or said not in (hits or [verdict]) or bool(hits) != (number == len(lines) - 1):
+            if shown not in (_finish(x, y, target)[0].rpartition(" ")[0] for x, y in orders):
+                return False
+            if said not in (hits or ["no"]) or bool(hits) != (number == len(lines) - 1):
                 return False
             items = start
         return items is start
@@ -168,10 +168,7 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
             wants_value = True
     if wants_value:
         return None
-    while waiting:
-        if not _apply(values, waiting.pop()):
-            return None
-    return values[0], used
+    return (values[0], used) if all(_apply(values, op) for op in reversed(waiting)) else None
 
 
 def _apply(values: list[Fraction], op: str) -> bool:
@@ -197,13 +194,13 @@ def _pairs(items: list[Item]) -> Iterator[tuple[Item, Item]]:
 
 
 def _values(larger: int, smaller: int) -> dict[str, int | None]:
-    """Return what two numbers make by each operation; None for what is not a whole number up to LARGEST."""
+    """Return what two numbers, neither of them 0, make by each operation; None for no whole number up to LARGEST."""
     total, product = larger + smaller, larger * smaller
     return {
         "+": total if total <= LARGEST else None,
         "-": larger - smaller,
         "*": product if product <= LARGEST else None,
-        "/": larger // smaller if smaller and larger % smaller == 0 else None,
+        "/": larger // smaller if larger % smaller == 0 else None,
     }
 
 
@@ -220,15 +217,15 @@ def _join(items: list[Item], x: Item, y: Item, op: str) -> list[Item]:
     return [*left, (_new_label(items), value, f"({x[2]}{op}{y[2]})")]
 
 
-def _tries(items: list[Item]) -> Iterator[list[Merge]]:
-    """Yield every way to join items until two are left."""
-    if len(items) <= 2:
-        yield []
+def _tries(items: list[Item]) -> Iterator[tuple[list[Merge], tuple[Item, Item]]]:
+    """Yield every way to join items until two are left, and the two, larger first."""
+    if len(items) == 2:
+        yield [], next(_pairs(items))
         return
     for x, y in _pairs(items):
         for op in _useful(x[1], y[1]):
-            for rest in _tries(_join(items, x, y, op)):
-                yield [(x[0], y[0], op), *rest]
+            for rest, left in _tries(_join(items, x, y, op)):
+                yield [(x[0], y[0], op), *rest], left
 
 
 def _new_label(items: list[Item]) -> str:
@@ -241,32 +238,40 @@ def _write(items: list[Item], merges: list[Merge], target: int) -> tuple[list[st
     lines = []
     for first, second, op in merges:
         x, y = next(i for i in items if i[0] == first), next(i for i in items if i[0] == second)
-        items = _join(items, x, y, op)
-        left = " ".join(item[0] for item in items)
-        lines.append(f"{items[-1][0]} {first}{op}{second} {x[1]}{op}{y[1]}={items[-1][1]} {left}")
+        items, line = _join_line(items, x, y, op)
+        lines.append(line)
     x, y = next(_pairs(items))
-    line, verdict = _finish(x[1], y[1], target)
+    line, verdict = _finish(x, y, target)
     return [*lines, line], "" if verdict == "no" else f"{x[2]}{verdict}{y[2]}"
 
 
-def _finish(larger: int, smaller: int, target: int) -> tuple[str, str]:
+def _join_line(items: list[Item], x: Item, y: Item, op: str) -> tuple[list[Item], str]:
+    """Return the items after a join, and its line."""
+    joined = _join(items, x, y, op)
+    left = joined if len(joined) > 2 else joined[-1:]
+    shown = " ".join(f"{item[0]}{item[1]}" for item in left)
+    return joined, f"{x[0]}{x[1]} {y[0]}{y[1]} {op}{joined[-1][1]} {shown}"
+
+
+def _finish(x: Item, y: Item, target: int) -> tuple[str, str]:
     """Return the line that ends a try, and its verdict."""
-    values = _values(larger, smaller)
+    values = _values(x[1], y[1])
     verdict = next((op for op, value in values.items() if value == target), "no")
     shown = " ".join(f"{op}{'x' if value is None else value}" for op, value in values.items())
-    return f"{larger} {smaller} {shown} |{target} {verdict}", verdict
+    return f"{x[0]}{x[1]} {y[0]}{y[1]} {shown} |{target} {verdict}", verdict
 
 
-def _read_merge(items: list[Item], match: re.Match[str]) -> list[Item] | None:
+def _read_join(items: list[Item], line: str) -> list[Item] | None:
     """Return the items after a line that joins two of them, or None where the line is wrong."""
+    match = _JOIN.fullmatch(line)
     found = {item[0]: item for item in items}
-    x, y, op = found.get(match[2]), found.get(match[4]), match[3]
-    if x is None or y is None or x is y or x[1] < y[1] or op != match[6] or match[1] != _new_label(items):
+    if match is None or match[1] == match[2] or match[1] not in found or match[2] not in found:
         return None
-    if [int(match[5]), int(match[7]), int(match[8])] != [x[1], y[1], _values(x[1], y[1])[op]]:
+    x, y, op = found[match[1]], found[match[2]], match[3]
+    if x[1] < y[1] or not _values(x[1], y[1])[op]:
         return None
-    joined = _join(items, x, y, op)
-    return joined if match[9].split() == [item[0] for item in joined] else None
+    joined, wanted = _join_line(items, x, y, op)
+    return joined if line == wanted else None
 
 
 @lru_cache(maxsize=4096)

@@ -103,6 +103,12 @@ class Environment(ABC):
         """Return an answer that is well formed and wrong."""
         return str(int(problem.data["answer"]) + 1)
 
+    def practice(self, rng: random.Random) -> str:
+        """Return a true line of the kind that this task's thinking is made of, to be practised by itself."""
+        level = rng.choice(self.levels)
+        problem = next(self.problems("train", rng.getrandbits(48), [level]))
+        return rng.choice((self.solution(problem, rng).reasoning_content or "").split("\n"))
+
     def problems(self, split: Split, seed: int, levels: Sequence[int] | None = None) -> Iterator[Problem]:
         """Yield problems of a split without end, levels in turn; the same seed gives the same problems.
 

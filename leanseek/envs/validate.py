@@ -68,7 +68,7 @@ def _splits(environment: Environment, drawn: Mapping[Split, Sequence[Problem]]) 
             yield f"{one} and {other} share {len(shared)} problems, such as {sorted(shared)[0]!r}"
         if shared := {problem.prompt for problem in drawn[one]} & {problem.prompt for problem in drawn[other]}:
             first = sorted(shared)[0]
-            yield f"{one} and {other} share {len(shared)} prompts, such as {first!r}: the key must follow from the prompt"
+            yield f"{one} and {other} share {len(shared)} prompts, such as {first!r}: the key must follow from it"
     for split in SPLITS:
         distinct = len({problem.key for problem in drawn[split]})
         if distinct < DISTINCT_SHARE * len(drawn[split]):

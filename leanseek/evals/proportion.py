@@ -59,7 +59,8 @@ def wilson(share: float, count: float) -> tuple[float, float]:
         return (0.0, 1.0)
     centre = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
     reach = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return (max(0.0, centre - reach), min(1.0, centre + reach))
+    # The share lies within by algebra; rounding must not push it out at 0 and 1.
+    return (max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

@@ -100,7 +100,8 @@ class Attention(nn.Module):
         latents_SKC = cache.read(layer, longest, segments)
         ragged = segments.tokens != sequences * queries
         if ragged:
-            place_T = segments.segment_T * queries + segments.positions_T - segments.first_positions_S[segments.segment_T]
+            own_T = segments.positions_T - segments.first_positions_S[segments.segment_T]
+            place_T = segments.segment_T * queries + own_T
             padded = q_THC.new_zeros(sequences * queries, *q_THC.shape[1:])
             q_THC = padded.index_copy_(0, place_T, q_THC)
         latent_SML = absorbed_attention(
@@ -120,9 +121,7 @@ def _attend_packed(q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, segments: Segmen
     """Causal attention inside each segment and its prefix; [T, H, V]."""
     if segments.uniform is not None:
         shape = (len(segments.lengths), segments.uniform, q_THD.shape[1])
-        out = expanded_attention(
-            q_THD.view(*shape, -1), k_THD.view(*shape, -1), v_THV.reshape(*shape, -1), None, scale
-        )
+        out = expanded_attention(q_THD.view(*shape, -1), k_THD.view(*shape, -1), v_THV.reshape(*shape, -1), None, scale)
         return out.reshape(v_THV.shape)
     pieces = []
     for group in segments.groups:

@@ -57,6 +57,7 @@ class ContiguousCache:
         dtype = torch.float32 if specs[0].dtype == "float32" else torch.bfloat16
         # Not cleared: what a row has not written yet is masked. Pages are only touched when used.
         self.store = torch.empty(len(specs), rows, capacity, specs[0].width, dtype=dtype, device=device)
+        self._layers = self.store.unbind(0)
         # Unwritten places may hold NaN bit patterns, which survive a product with zero: clear lazily on read.
         self._cleared = 0
         self._rows: Tensor | None = None
@@ -73,10 +74,7 @@ class ContiguousCache:
 
     def write(self, layer: int, latent_TC: Tensor, segments: Segments) -> None:
         """Store the new tokens' latents at their positions."""
-        if segments.longest > self._cleared:
-            end = min(-(-segments.longest // 64) * 64, self.capacity)
-            self.store[:, :, self._cleared : end] = 0
-            self._cleared = end
+        self.reserve(segments.longest)
         rows = segments.segment_T if self._rows is None else self._rows[segments.segment_T]
         self.store[layer].index_put_((rows, segments.positions_T), latent_TC.to(self.store.dtype))
 
@@ -85,6 +83,36 @@ class ContiguousCache:
         if self._rows is None:
             return self.store[layer, : len(segments.lengths), :longest]
         return self.store[layer, :, :longest].index_select(0, self._rows)
+
+    def reserve(self, longest: int) -> None:
+        """Make positions up to `longest` readable, written or not."""
+        if longest > self._cleared:
+            end = min(-(-longest // 64) * 64, self.capacity)
+            self.store[:, :, self._cleared : end] = 0
+            self._cleared = end
+
+    def append(
+        self, layer: int, latent_SC: Tensor, rows_S: Tensor, positions_S: Tensor, longest: int, level: bool
+    ) -> Tensor:
+        """Store one new latent for each of the first S rows, and return these rows; `reserve` comes first.
+
+        Args:
+            layer: which.
+            latent_SC: one per row.
+            rows_S: 0 .. S - 1.
+            positions_S: where each goes.
+            longest: the largest position + 1.
+            level: whether all positions are the same.
+        Returns:
+            [S, longest, C].
+        """
+        store = self._layers[layer]
+        kept_SKC = store[: latent_SC.shape[0], :longest]
+        if level:
+            kept_SKC[:, -1] = latent_SC
+        else:
+            store.index_put_((rows_S, positions_S), latent_SC)
+        return kept_SKC
 
     def clear_rows(self, rows: Sequence[int]) -> None:
         """Forget what some rows hold: NaN left behind would spoil a shorter text there, which masks but multiplies."""

@@ -81,30 +81,34 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         """Return (weights_TK float32, experts_TK int64)."""
-        config = self.config
         scores_TE = torch.sigmoid(F.linear(x_TD.float(), self.weight.float()))
-        dictated_TK = routing.replay_TNK[:, len(routing.experts)] if routing and routing.replay_TNK is not None else None
-        if dictated_TK is None:
-            experts_TK = self._choose(scores_TE)
+        if routing is None or routing.replay_TNK is None:
+            experts_TK = self.choose(scores_TE)
         else:
-            experts_TK = dictated_TK
-            if routing is not None and routing.compare:
-                own_TK = self._choose(scores_TE).sort(dim=-1).values
-                routing.agreed.append((own_TK == dictated_TK.sort(dim=-1).values).all(dim=-1))
+            experts_TK = routing.replay_TNK[:, len(routing.experts)]
+            if routing.compare:
+                own_TK = self.choose(scores_TE).sort(dim=-1).values
+                routing.agreed.append((own_TK == experts_TK.sort(dim=-1).values).all(dim=-1))
         if routing is not None:
             routing.experts.append(experts_TK)
             if routing.keep_scores:
                 routing.scores.append(scores_TE)
-        weights_TK = scores_TE.gather(1, experts_TK)
-        if config.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return weights_TK * config.routed_scaling_factor, experts_TK
+        return self.weigh(scores_TE, experts_TK), experts_TK
 
-    def _choose(self, scores_TE: Tensor) -> Tensor:
+    def choose(self, scores_TE: Tensor) -> Tensor:
+        """Return the experts that the scores and the bias choose, [T, K]."""
         config = self.config
         return choose_experts(
             scores_TE, self.e_score_correction_bias, config.num_experts_per_tok, config.n_group, config.topk_group
         )
+
+    def weigh(self, scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
+        """Return the mixing weights of chosen experts, [T, K]."""
+        config = self.config
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if config.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return weights_TK if config.routed_scaling_factor == 1.0 else weights_TK * config.routed_scaling_factor
 
 
 class Experts(nn.Module):

@@ -139,7 +139,7 @@ class Transformer(nn.Module):
         Returns:
             hidden_TD.
         """
-        turns_TR = self._turns(segments)
+        turns_TR = self.turns(segments.positions_T, segments.longest)
         x_TD = self.model.embed_tokens(tokens_T)
         for block in self.model.layers[: self.config.num_hidden_layers]:
             x_TD = block(x_TD, turns_TR, segments, cache, routing)
@@ -151,7 +151,9 @@ class Transformer(nn.Module):
         out: Tensor = self.lm_head(hidden_TD)
         return out
 
-    def mtp(self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: CacheView | None = None) -> Tensor:
+    def mtp(
+        self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: CacheView | None = None
+    ) -> Tensor:
         """Return MTP hidden states, whose `logits` predict the token after the next one.
 
         Args:
@@ -165,13 +167,12 @@ class Transformer(nn.Module):
         layer = self.mtp_layer
         assert layer is not None, "callers ask `mtp_layer` first"
         x_TD = layer.join(self.model.embed_tokens(next_tokens_T), hidden_TD)
-        x_TD = layer(x_TD, self._turns(segments), segments, cache)
+        x_TD = layer(x_TD, self.turns(segments.positions_T, segments.longest), segments, cache)
         out: Tensor = layer.shared_head.norm(x_TD)
         return out
 
-    def _turns(self, segments: Segments) -> Tensor:
-        """Return the rope factors of the segments' positions, from a table that grows as needed."""
-        needed = segments.longest
+    def turns(self, positions_T: Tensor, needed: int) -> Tensor:
+        """Return the rope factors of positions below `needed`, from a table that grows as needed."""
         table = self._rotations
         if table is None or table.shape[0] < needed or table.device != self.device:
             config = self.config
@@ -181,4 +182,4 @@ class Transformer(nn.Module):
             magnitude = yarn_mscale(yarn, "mscale") / yarn_mscale(yarn, "mscale_all_dim")
             table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
             self._rotations = table
-        return table.index_select(0, segments.positions_T)
+        return table.index_select(0, positions_T)

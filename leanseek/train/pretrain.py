@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from leanseek.data.batches import TokenStream
+from leanseek.data.batches import Batch, TokenStream
 from leanseek.data.tokens import TokenisedCorpus
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.stage import Stage
@@ -33,6 +34,9 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
         loss = mean_loss(model, validation)
         return {"validation_loss": loss, "bits_per_byte": loss * bits_per_nat_per_token}
 
+    def batch(step: int) -> Batch:
+        return replace(stream.batch(step), mtp=step % settings.mtp_every == 0)
+
     objective = NextToken(settings.mtp_weight, settings.balance_loss)
-    trainer = stage.fit(model, objective, stream.batch, {"validate": validate})
+    trainer = stage.fit(model, objective, batch, {"validate": validate})
     return {"steps": trainer.done, "corpus_passes": trainer.done / stream.batches_per_pass, **validate()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from leanseek.data.batches import Batch
 from leanseek.data.traces import TraceBatches, traces
 from leanseek.envs.environment import Environment
 from leanseek.model.transformer import Transformer
@@ -48,6 +50,9 @@ def sft(
     def enough(measured: Any) -> bool:
         return settings.enough is not None and sum(measured.values()) / len(measured) >= settings.enough
 
+    def batch(step: int) -> Batch:
+        return replace(batches.batch(step), mtp=step % settings.mtp_every == 0)
+
     objective = NextToken(settings.mtp_weight, settings.balance_loss)
-    trainer = stage.fit(model, objective, batches.batch, {"validate": validate, "enough": enough})
+    trainer = stage.fit(model, objective, batch, {"validate": validate, "enough": enough})
     return {"steps": trainer.done, "traces": len(examples), "passes": trainer.done / batches.batches_per_pass, **latest}

@@ -52,7 +52,11 @@ def test_version(capsys):
     [
         (["maek"], 2, 'Did you mean "make"?'),
         (["make", "lptop"], 2, "recipe 'lptop' is not known; did you mean laptop?"),
-        (["make", "--grpo.stepz", "4"], 2, "--grpo.stepz is neither an option nor a setting; did you mean --grpo.steps?"),
+        (
+            ["make", "--grpo.stepz", "4"],
+            2,
+            "--grpo.stepz is neither an option nor a setting; did you mean --grpo.steps?",
+        ),
         (["make", "laptop", "--grpo.steps", "x"], 2, "grpo.steps = 'x'"),
         (["make", "laptop", "surplus"], 2, "surplus"),
         (["make", "--fresh", "--resume"], 2, "exclude each other"),
@@ -65,7 +69,9 @@ def test_version(capsys):
         (["recipes", "--show", "lptop"], 2, "did you mean laptop?"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_status(tokens: list[str], status: int, said: str, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_one_sentence_and_a_status(
+    tokens: list[str], status: int, said: str, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(tokens) == status
     shown = capsys.readouterr()
@@ -120,7 +126,9 @@ def test_a_misspelt_variable_is_refused(monkeypatch, capsys):
 
 def test_a_reader_that_goes_away_is_no_failure_to_talk_about():
     code = "import sys; from leanseek.cli.app import main; sys.exit(main(['recipes', '--settings']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 141

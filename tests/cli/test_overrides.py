@@ -21,7 +21,7 @@ def test_train_means_the_stages_own_section():
         "sft.steps": "3",
         "sft.optimiser.lr": "1e-3",
     }
-    with pytest.raises(UsageError, match="--train.steps is neither"):
+    with pytest.raises(UsageError, match=r"--train\.steps is neither"):
         split_settings(["--train.steps", "3"], None)
 
 

@@ -87,3 +87,6 @@ def test_every_worker_gets_a_part_of_about_the_same_size(workers):
 def test_a_batch_on_its_device_is_itself():
     batch = packed_examples([([0, 5, 1], [False, True, True])])
     assert batch.to("cpu") is batch and batch.metrics == {}
+    moved = batch.to("meta")
+    assert {t.device.type for t in (moved.tokens_T, moved.targets_T)} == {"meta"} and moved.segments.device == "meta"
+    assert moved.segments.lengths == batch.segments.lengths

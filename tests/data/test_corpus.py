@@ -12,7 +12,10 @@ from leanseek.envs.environment import load_environment
 from leanseek.errors import TaskError
 
 TASKS = [load_environment(name) for name in ("running_total", "largest", "grid_walk")]
-FACT = re.compile(r"(\d+) (?:([+-]\d)|\|(\d+)) =(\d+)")
+SUM = re.compile(r"[a-j]([+-]\d) (\d+)=(\d+)")
+LARGER = re.compile(r"[a-j](\d+) (\d+)=(\d+)")
+MOVE = re.compile(r"[a-j] (up|down|left|right)(\d) (\d+),(\d+)=(\d+),(\d+)")
+WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, 1), "down": (0, -1)}
 
 
 def only(**shares: float) -> Shares:
@@ -27,15 +30,27 @@ def test_the_seed_decides():
     assert all(text.endswith("\n") and text.strip() for text in first)
 
 
+def is_true(line: str) -> bool:
+    """Whether a line is a fact of one of the three kinds, and right."""
+    if match := SUM.fullmatch(line):
+        return int(match[2]) + int(match[1]) == int(match[3]) <= 99
+    if match := LARGER.fullmatch(line):
+        return max(int(match[1]), int(match[2])) == int(match[3]) <= 99
+    if match := MOVE.fullmatch(line):
+        (x, y), length = WAYS[match[1]], int(match[2])
+        return (int(match[3]) + x * length, int(match[4]) + y * length) == (int(match[5]), int(match[6]))
+    return False
+
+
 def test_facts_are_true_and_within_two_digits():
+    kinds = Counter()
     for text in documents(0, 100, TASKS, shares=only(facts=1.0)):
         lines = text.splitlines()
         assert len(lines) == FACTS_PER_DOCUMENT
         for line in lines:
-            match = FACT.fullmatch(line)
-            assert match is not None, line
-            a, result = int(match[1]), int(match[4])
-            assert result == (a + int(match[2]) if match[2] else max(a, int(match[3]))) and 0 <= result <= 99
+            assert is_true(line), line
+            kinds[next(kind.pattern for kind in (SUM, LARGER, MOVE) if kind.fullmatch(line))] += 1
+    assert len(kinds) == 3 and min(kinds.values()) > 100
 
 
 def test_worked_problems_are_solved_right_and_never_held_out(monkeypatch):
@@ -63,7 +78,7 @@ def test_worked_problems_are_solved_right_and_never_held_out(monkeypatch):
 
 def test_levels_narrow_the_problems():
     texts = documents(0, 60, TASKS[1:2], {"largest": (3,)}, only(worked=1.0))
-    assert all(re.match(r"a \d+\nb \d+\nc \d+\nlargest\?", text) for text in texts)
+    assert {text.split("largest?")[0].count("\n") for text in texts} == {3}
     with pytest.raises(TaskError, match="largest has no level 99"):
         list(documents(0, 5, TASKS[1:2], {"largest": (99,)}, only(worked=1.0)))
 
@@ -71,8 +86,11 @@ def test_levels_narrow_the_problems():
 def test_recall_lines_repeat_what_stood_above():
     for text in documents(0, 60, TASKS, shares=only(recall=1.0)):
         lines = text.splitlines()
-        given, asked = lines[:-5], lines[-5:]
-        assert len({line.split()[0] for line in given}) == len(given) and set(asked) <= set(given)
+        of_label: dict[str, str] = {}
+        new = [of_label.setdefault(line[0], line) is line for line in lines]
+        assert all(of_label[line[0]] == line for line in lines), "a label means one thing"
+        given = sum(new)
+        assert 3 <= given < len(lines) and all(new[:given]), "first all that is given, then what is asked"
 
 
 def test_the_rest_are_sentences():
@@ -86,7 +104,7 @@ def test_shares_are_about_kept():
         lines = text.splitlines()
         if len(lines) == 1:
             counts["sentence"] += 1
-        elif all(FACT.fullmatch(line) for line in lines):
+        elif all(is_true(line) for line in lines):
             counts["facts"] += 1
         elif any(line.endswith("?") for line in lines):
             counts["worked"] += 1

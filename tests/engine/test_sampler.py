@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import leanseek.engine.sampler as module
 from leanseek.engine.sampler import SamplingRows, _cut, sample, uniform
 
 SHARES = torch.tensor([0.05, 0.4, 0.1, 0.25, 0.15, 0.05])
@@ -159,6 +160,13 @@ def test_a_row_without_a_cut_keeps_its_whole_tail_beside_rows_with_one():
     # Shares that sum to a little more than 1, as rounding can make them.
     shares = torch.softmax(logits, -1) * 1.001
     assert int((_cut(shares, mixed)[0] > 0).sum()) == width
+
+
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (1 - 2**-24, 4)])
+def test_the_ends_of_the_range_do_not_reach_tokens_that_were_cut(monkeypatch, number, token):
+    """The first and the last token of the vocabulary are left out; not even a draw of 0 may give them."""
+    monkeypatch.setattr(module, "uniform", lambda seed_S, _: torch.full(seed_S.shape, number))
+    assert draw(min_p=0.3)[0] == token
 
 
 def test_low_precision_logits_are_sampled_in_fp32():

@@ -42,8 +42,39 @@ def test_expressions_are_evaluated_exactly(text: str, value: Fraction, used: lis
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "+", "-1", "1+", "*2", "1 2", "(1", "1)", "()", "(1)(2)", "1+(2", "2**3", "9**9**9", "1//2", "1/0", "1/(2-2)"]
-    + ["007", "1.5", "1e3", "٣+1", "½", "a", "1\n+2", "1+2=3", "1,2", "+" * 100, "(" * 200, "--1", "1_0", "0x1"],
+    [
+        "",
+        " ",
+        "+",
+        "-1",
+        "1+",
+        "*2",
+        "1 2",
+        "(1",
+        "1)",
+        "()",
+        "(1)(2)",
+        "1+(2",
+        "2**3",
+        "9**9**9",
+        "1//2",
+        "1/0",
+        "1/(2-2)",
+        "007",
+        "1.5",
+        "1e3",
+        "٣+1",
+        "½",
+        "a",
+        "1\n+2",
+        "1+2=3",
+        "1,2",
+        "+" * 100,
+        "(" * 200,
+        "--1",
+        "1_0",
+        "0x1",
+    ],
 )
 def test_what_is_no_expression_is_none(text: str):
     assert evaluate(text) is None
@@ -160,8 +191,8 @@ def test_solutions_try_and_fail_before_they_succeed(level: int):
 @pytest.mark.parametrize(
     "text",
     [
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 *",
-        "d a-c 25-3=22 b d\n22 7 +29 -15 *x /x |54 no\nd a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 *",
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 *",
+        "a25 c3 -22 d22\nd22 b7 +29 -15 *x /x |54 no\na25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 *",
     ],
 )
 def test_the_audit_passes_sound_thinking(text: str):
@@ -172,35 +203,55 @@ def test_the_audit_passes_sound_thinking(text: str):
     "text",
     [
         "",
-        "18 3 +21 -15 *54 /6 |54 *",  # 18 from nowhere
-        "d a-b 25-7=19 c d\n19 3 +22 -16 *57 /x |54 no",  # a wrong difference
-        "d a-c 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 *",  # c is not 7
-        "d a-b 25-7=18 b d\n18 3 +21 -15 *54 /6 |54 *",  # b is used up
-        "e a-b 25-7=18 c e\n18 3 +21 -15 *54 /6 |54 *",  # the next label is d
-        "d b-a 7-25=18 c d\n18 3 +21 -15 *54 /6 |54 *",  # the larger comes first
-        "d a-a 25-25=0 c d\n3 0 +3 -3 *0 /x |54 no",
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 no",  # a hit called a miss
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 +",  # the wrong operation
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |21 +",  # not the target
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *56 /6 |54 no",  # a wrong product
-        "d a-c 25-3=22 b d\n22 7 +29 -15 *x /x |54 no",  # ends without success
-        "d a-c 25-3=22 b d\n22 7 +29 -15 *x /x |54 *",  # a miss called a hit
-        "d a-b 25-7=18 c d",
-        "d a-b 25-7=18 c d\n18 3 +21 -15 *54 /6 |54 *\nd a-b 25-7=18 c d",
+        "d18 c3 +21 -15 *54 /6 |54 *",  # 18 from nowhere
+        "a25 b7 -19 d19\nd19 c3 +22 -16 *57 /x |54 no",  # a wrong difference
+        "a25 c7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 *",  # c is not 7
+        "a25 b7 -18 d19\nd19 c3 +22 -16 *57 /x |54 no",  # copied wrong
+        "a25 b7 -18 d18\nd18 b7 +25 -11 *x /x |54 no",  # b is used up
+        "a25 b7 -18 e18\ne18 c3 +21 -15 *54 /6 |54 *",  # the next label is d
+        "b7 a25 -18 d18\nd18 c3 +21 -15 *54 /6 |54 *",  # the larger comes first
+        "a25 b7 -18 d18\nc3 d18 +21 -15 *54 /6 |54 *",
+        "a25 a25 -0 d0\nc3 d0 +3 -3 *0 /x |54 no",
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 no",  # a hit called a miss
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 +",  # the wrong operation
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |21 +",  # not the target
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *56 /6 |54 no",  # a wrong product
+        "a25 c3 -22 d22\nd22 b7 +29 -15 *x /x |54 no",  # ends without success
+        "a25 c3 -22 d22\nd22 b7 +29 -15 *x /x |54 *",  # a miss called a hit
+        "a25 b7 -18 d18",
+        "a25 b7 -18 d18\nd18 c3 +21 -15 *54 /6 |54 *\na25 b7 -18 d18",
     ],
 )
 def test_the_audit_stops_at_the_first_fault(text: str):
     assert not TASK.audit(problem((25, 7, 3), 54), text)
 
 
+@pytest.mark.parametrize(
+    ("text", "sound"),
+    [
+        ("a8 c7 +15 b11 d4 e15\nb11 d4 *44 f44\nf44 e15 +59 -29 *x /x |59 +", True),
+        ("a8 c7 +15 e15\nb11 d4 *44 f44\nf44 e15 +59 -29 *x /x |59 +", False),  # what is left is not restated
+        ("a8 c7 +15 b11 d4 e15\nf44 e15 +59 -29 *x /x |59 +", False),
+    ],
+)
+def test_four_numbers_take_two_joins(text: str, sound: bool):
+    assert TASK.audit(problem((8, 11, 7, 4), 59), text) is sound
+
+
+def test_of_equal_numbers_either_may_come_first():
+    for text in ("a5 b5 +10 -0 *25 /1 |25 *", "b5 a5 +10 -0 *25 /1 |25 *"):
+        assert TASK.audit(problem((5, 5), 25), text)
+
+
 def test_practice_is_true_and_holds_no_held_out_problem():
     rng = random.Random(0)
     hits = 0
     for _ in range(300):
-        line = TASK.practice(rng)
-        larger, smaller = map(int, line.split()[:2])
-        target = int(line.split("|")[1].split()[0])
+        asked, line = TASK.practice(rng).split("\n")
+        larger, smaller = (int(item[1:]) for item in line.split()[:2])
+        target = int(asked.removeprefix("make "))
         one = problem((larger, smaller), target)
+        line = re.sub(r"^[a-j](\d+) [a-j]", r"a\1 b", line)
         hit = not line.endswith(" no")
         hits += hit
         assert TASK.audit(one, line) is hit

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -97,3 +98,11 @@ def test_steps_are_merged_with_the_given_chance():
     assert merge_steps(4, rng, 0.0) == [[0], [1], [2], [3]]
     assert merge_steps(4, rng, 1.0) == [[0, 1, 2, 3]]
     assert [step for line in merge_steps(9, rng, 0.5) for step in line] == list(range(9))
+
+
+def test_practice_is_lines_of_worked_training_problems(task: Environment):
+    lines = [task.practice(random.Random(seed)) for seed in range(50)]
+    assert lines == [task.practice(random.Random(seed)) for seed in range(50)] and len(set(lines)) > 40
+    worked = task.solution(first(task, 1)[0], random.Random(0)).reasoning_content.split("\n")
+    shape = [re.sub(r"\d+", "0", line.replace("-", "+")) for line in worked]
+    assert {re.sub(r"\d+", "0", line.replace("-", "+"))[1:] for line in lines} == {line[1:] for line in shape}

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from leanseek.envs.environment import Problem
 from leanseek.envs.grid_walk import SIDE, GridWalk
 
 TASK = GridWalk()
 ONE = Problem("grid_walk", 2, "", {"start": (12, 7), "moves": (("up", 3), ("left", 5)), "answer": "7,10"}, "")
+OTHER = Problem("grid_walk", 2, "", {"start": (12, 7), "moves": (("left", 5), ("up", 3)), "answer": "7,10"}, "")
 
 
 def test_walks_stay_on_the_grid():
@@ -24,21 +23,14 @@ def test_walks_stay_on_the_grid():
 
 
 def test_a_solution_takes_a_line_per_move_and_one_for_all_in_the_head():
-    assert TASK.solution(ONE, random.Random(0)).reasoning_content == "a y 7 +3 =10 12,10\nb x 12 -5 =7 7,10"
-    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content == "a b 7,10"
+    assert TASK.solution(ONE, random.Random(0)).reasoning_content.count("\n") == 1
+    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content.count("\n") == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "sound"),
-    [
-        ("a 12,10\nb 7,10", True),
-        ("a y 7 +3 =10 12,10\nb x 12 -5 =7 7,10", True),
-        ("a x 7 +3 =10 12,10\nb x 12 -5 =7 7,10", False),
-        ("a y 7 +3 =11 12,10\nb x 12 -5 =7 7,10", False),
-        ("a y 7 +3 =10 12,11\nb x 12 -5 =7 7,11", False),
-        ("a y 7 +3 =10 12,10", False),
-        ("b 7,10", False),
-    ],
-)
-def test_the_audit_wants_every_move_in_order(text: str, sound: bool):
-    assert TASK.audit(ONE, text) is sound
+def test_the_audit_wants_every_move_in_order():
+    lines = TASK.solution(ONE, random.Random(0)).reasoning_content.split("\n")
+    assert TASK.audit(ONE, "\n".join(lines))
+    assert not TASK.audit(ONE, "\n".join(reversed(lines)))
+    assert not TASK.audit(ONE, "\n".join(lines[1:]))
+    # Thinking that is right in itself, about other numbers.
+    assert not TASK.audit(OTHER, "\n".join(lines))

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from leanseek.envs.environment import Problem
 from leanseek.envs.largest import Largest
 
 TASK = Largest()
 ONE = Problem("largest", 3, "", {"numbers": (17, 42, 8), "answer": 42}, "")
+OTHER = Problem("largest", 3, "", {"numbers": (17, 42, 9), "answer": 42}, "")
 
 
 def test_numbers_are_distinct_and_the_answer_is_the_largest():
@@ -20,19 +19,14 @@ def test_numbers_are_distinct_and_the_answer_is_the_largest():
 
 
 def test_a_solution_takes_a_line_per_number_and_one_for_all_in_the_head():
-    assert TASK.solution(ONE, random.Random(0)).reasoning_content == "b 42 |17 =42\nc 8 |42 =42"
-    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content == "b c 42 8 |17 =42"
+    assert TASK.solution(ONE, random.Random(0)).reasoning_content.count("\n") == 1
+    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content.count("\n") == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "sound"),
-    [
-        ("b 42 |17 =42\nc 8 |42 =42", True),
-        ("b 42 |17 =17\nc 8 |17 =42", False),
-        ("b 41 |17 =41\nc 8 |41 =42", False),
-        ("c 8 |17 =17\nb 42 |17 =42", False),
-        ("b 42 |17 =42", False),
-    ],
-)
-def test_the_audit_wants_every_number_in_order(text: str, sound: bool):
-    assert TASK.audit(ONE, text) is sound
+def test_the_audit_wants_every_number_in_order():
+    lines = TASK.solution(ONE, random.Random(0)).reasoning_content.split("\n")
+    assert TASK.audit(ONE, "\n".join(lines))
+    assert not TASK.audit(ONE, "\n".join(reversed(lines)))
+    assert not TASK.audit(ONE, "\n".join(lines[1:]))
+    # Thinking that is right in itself, about other numbers.
+    assert not TASK.audit(OTHER, "\n".join(lines))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from leanseek.errors import ConfigError
-from leanseek.model.config import ModelConfig
+from leanseek.model.config import ModelConfig, load_preset, preset_names
 
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
 
@@ -99,6 +99,17 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_file(path)
+
+
+def test_presets_are_found_by_name_and_other_files_by_path(tmp_path, tiny_config):
+    assert "laptop" in preset_names() and load_preset("laptop").hidden_size == 128
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tiny_config.to_dict()))
+    assert load_preset(str(path)).replace(extra={}) == tiny_config
+    with pytest.raises(ConfigError, match=r"model 'labtop' is not known; did you mean laptop\?; have .*config\.json"):
+        load_preset("labtop")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_preset(str(tmp_path / "none.json"))
 
 
 def test_a_changed_copy_is_checked_again(tiny_config):

@@ -112,6 +112,14 @@ def test_replayed_routing_uses_old_experts_with_present_scores(make_model):
     replayed = new(tokens, segments, routing=forced)
     assert torch.equal(forced.stacked(), recorded.stacked())
     assert not torch.equal(free.stacked(), recorded.stacked()) and not torch.allclose(own, replayed)
+    assert forced.agreed == []
+    compared = Routing(replay_TNK=recorded.stacked().flip(-1), compare=True)
+    assert torch.equal(new(tokens, segments, routing=compared), replayed), "and noting it changes nothing"
+    own_TK, dictated_TK = (r.experts[0].sort(-1).values for r in (free, recorded))
+    assert torch.equal(compared.agreed[0], (own_TK == dictated_TK).all(-1)), (
+        "the order of a token's experts is no matter"
+    )
+    assert len(compared.agreed) == 2 and not bool(compared.agreed[0].all())
     # Replaying a model's own choice changes nothing.
     assert torch.equal(new(tokens, segments, routing=Routing(replay_TNK=free.stacked())), own)
     assert not torch.allclose(forced.scores[0], recorded.scores[0])

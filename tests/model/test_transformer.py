@@ -137,7 +137,7 @@ def test_the_mtp_layer_joins_embedding_first_and_caches_as_the_last_layer(make_m
         drafted.append(model.mtp(hidden[at : at + 1], following[at : at + 1], step, cache))
     assert close(torch.cat(drafted), whole)
     # It is one more block after the main ones, with the head shared.
-    x = layer(layer.join(embedded, hidden), model._turns(segments), segments)
+    x = layer(layer.join(embedded, hidden), model.turns(segments.positions_T, segments.longest), segments)
     assert torch.equal(layer.shared_head.norm(x), whole)
 
 

@@ -111,6 +111,22 @@ def test_a_character_is_held_back_until_it_is_whole_and_no_longer(tiny_tokenizer
     assert stream.push(ids[0]) == "a", "after a flush it starts anew"
 
 
+def test_added_tokens_that_are_not_special_are_text(tmp_path, tiny_tokenizer):
+    """R1's own tokenizer has its thinking marks so; and some added tokens are outside the byte alphabet."""
+    tiny_tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for token in values["added_tokens"]:
+        if token["content"] in ("<think>", "</think>", "<｜fim▁hole｜>"):
+            token["special"] = False
+    path.write_text(json.dumps(values), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path)
+    ids = [loaded.id_of("<think>"), *loaded.encode("a"), loaded.id_of("<｜fim▁hole｜>"), loaded.id_of("</think>")]
+    stream = loaded.incremental()
+    assert "".join([*(stream.push(token) for token in ids), stream.flush()]) == loaded.decode(ids)
+    assert loaded.decode(ids) == "<think>a<｜fim▁hole｜></think>"
+
+
 def test_training_is_repeatable_and_fills_the_vocabulary():
     texts = [f"start {i} step +{i % 9}\n" for i in range(400)]
     first, second = Tokenizer.train(texts, 300), Tokenizer.train(iter(texts), 300)

@@ -35,7 +35,7 @@ class NextToken:
         main = cross_entropy(model, hidden_TD, batch.targets_T)
         total = main
         metrics = {"loss": main.detach()}
-        mtp_runs = self.mtp_weight > 0 and model.mtp_layer is not None
+        mtp_runs = batch.mtp and self.mtp_weight > 0 and model.mtp_layer is not None
         if mtp_runs:
             ahead_TD = model.mtp(hidden_TD, batch.next_tokens_T, batch.segments)
             mtp = cross_entropy(model, ahead_TD, batch.second_targets_T)

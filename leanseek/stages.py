@@ -1,4 +1,4 @@
-"""Stages: the line from corpus to card; each stage is made once, charged to the ledger, and resumed where it stopped."""
+"""Stages: the line from corpus to card; each is made once, charged to the ledger, and resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ from leanseek.train.pretrain import pretrain
 from leanseek.train.sft import sft
 from leanseek.train.stage import Stage
 from leanseek.units import format_seconds
+
+# Of one weight: itself, its gradient and AdamW's two moments, all fp32; or itself and its gradient in bf16, with an
+# fp32 master and moments. Muon keeps one moment less.
+TRAINING_BYTES = 16
 
 
 def make(run: Run, until: str = "eval") -> None:
@@ -79,8 +83,6 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     per_token = training_flops_per_token(config, length, mtp=recipe.pretrain.mtp_weight > 0)
     steps = recipe.pretrain.steps
     grpo_samples = recipe.grpo.prompts_per_step * recipe.grpo.samples_per_prompt
-    # Gradients and one or two moments of each weight; a bf16 weight has an fp32 master and fp32 moments.
-    per_weight = 16 if recipe.dtype == "float32" else 16 + 2 * 2
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -90,7 +92,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "mtp_parameters": counted.mtp,
         "active_parameters": counted.active,
         "weights_bytes": bytes_of_weights,
-        "training_state_bytes": sum(p.numel() for p in model.parameters()) * per_weight,
+        "training_state_bytes": sum(p.numel() for p in model.parameters()) * TRAINING_BYTES,
         "pretrain_steps": steps,
         "pretrain_minutes": recipe.pretrain.minutes,
         "pretrain_tokens_per_step": window_tokens,
@@ -237,7 +239,8 @@ def _commit() -> str | None:
     """Return the commit of a source checkout, or None where leanseek was installed otherwise."""
     here = str(leanseek.__path__[0])
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        command = ["git", "-C", here, "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch
 from leanseek.model.config import ModelConfig
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
+from leanseek.run import Run
+from leanseek.settings import load_recipe
 from leanseek.tokens.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 
 TINY = {
@@ -32,6 +36,47 @@ TINY = {
     "max_position_embeddings": 128,
     "initializer_range": 0.2,
 }
+
+# The whole line in seconds.
+TINY_RECIPE = """\
+# tiny: for the tests
+environments = ["running_total", "largest"]
+threads = 1
+
+[data]
+documents = 300
+sequence_tokens = 32
+validation_fraction = 0.1
+
+[pretrain]
+steps = 6
+batch_sequences = 4
+checkpoint_every = 3
+validate_every = 3
+mtp_every = 2
+
+[sft]
+steps = 6
+batch_sequences = 6
+traces_per_environment = 20
+checkpoint_every = 3
+validate_every = 3
+development_problems = 2
+
+[grpo]
+steps = 4
+prompts_per_step = 4
+samples_per_prompt = 4
+max_new_tokens = 12
+checkpoint_every = 2
+validate_every = 2
+development_problems = 2
+
+[eval]
+problems = 16
+samples = 2
+max_new_tokens = 12
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,3 +128,16 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer.train(texts, TINY["vocab_size"])
     assert SMALLEST_VOCABULARY < tokenizer.vocab_size <= TINY["vocab_size"]
     return tokenizer
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_config: ModelConfig) -> Callable[..., Run]:
+    """Return a function that makes a run folder, by its name, for a recipe of seconds with some settings changed."""
+
+    def make(name: str = "run", **changes: object) -> Run:
+        (tmp_path / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+        (tmp_path / "tiny.toml").write_text(TINY_RECIPE)
+        overrides = {"model": str(tmp_path / "config.json")} | {k.replace("__", "."): v for k, v in changes.items()}
+        return Run.create(tmp_path / name, load_recipe(tmp_path / "tiny.toml", overrides))
+
+    return make

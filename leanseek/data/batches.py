@@ -46,10 +46,11 @@ class Batch:
         return {}
 
     def pieces(self, count: int, tokens: int | None) -> list[tuple[Batch, float]]:
-        """Return `count` parts of whole segments, or more where a part would have over `tokens` tokens.
+        """Return about `count` parts of whole segments, or more, so that each has about `tokens` tokens at most.
 
-        Each comes with its share of the batch's targets, so that the parts' mean losses, weighted by
-        it, sum to the batch's mean loss. (The MTP and balance terms take the same share.)
+        Parts are cut where a segment ends, nearest to an even share. Each comes with its share of the batch's
+        targets, so that the parts' mean losses, weighted by it, sum to the batch's mean loss. (The MTP and
+        balance terms take the same share.)
         """
         size = -(-self.segments.tokens // count)
         if tokens is not None:
@@ -83,12 +84,17 @@ class TokenStream:
         sequence_tokens: inputs of one window.
         batch_sequences: windows of one batch.
         seed: of the order; every pass over the data has its own.
+        bos_id: token that begins a document: MTP's target is IGNORED where it would lie in another document;
+            None: the tokens are one document.
     Raises:
         DataError: fewer tokens than one batch needs.
     """
 
-    def __init__(self, tokens: Tensor, sequence_tokens: int, batch_sequences: int, seed: int) -> None:
+    def __init__(
+        self, tokens: Tensor, sequence_tokens: int, batch_sequences: int, seed: int, bos_id: int | None = None
+    ) -> None:
         self.tokens, self.length, self.rows, self.seed = tokens, sequence_tokens, batch_sequences, seed
+        self.bos_id = bos_id
         self.windows = (len(tokens) - 2) // sequence_tokens
         if self.windows < batch_sequences:
             raise DataError(
@@ -115,6 +121,8 @@ class TokenStream:
         at = (chosen * self.length)[:, None] + torch.arange(self.length + 2)
         rows = self.tokens[at].long()
         inputs, targets, second = rows[:, :-2].reshape(-1), rows[:, 1:-1].reshape(-1), rows[:, 2:].reshape(-1)
+        if self.bos_id is not None:
+            second = second.masked_fill((targets == self.bos_id) | (second == self.bos_id), IGNORED)
         return Batch(inputs, targets, second, targets, Segments((self.length,) * len(chosen)))
 
 
@@ -138,5 +146,3 @@ def packed_examples(examples: list[tuple[list[int], list[bool]]]) -> Batch:
     return Batch(
         torch.tensor(tokens), torch.tensor(targets), torch.tensor(second), torch.tensor(following), Segments(lengths)
     )
-
-

@@ -17,7 +17,6 @@ class Shares:
 
     facts: float = 0.25
     worked: float = 0.73
-    merged: float = 0.3  # of the worked problems, those whose solutions skip steps
 
 
 def documents(
@@ -42,28 +41,21 @@ def documents(
         kind = rng.random()
         if kind < shares.facts:
             environment = rng.choice(environments)
-            yield "\n".join(_fact(environment, rng) for _ in range(FACTS_PER_DOCUMENT)) + "\n"
+            yield "\n".join(environment.practice(rng) for _ in range(FACTS_PER_DOCUMENT)) + "\n"
         elif kind < shares.facts + shares.worked:
             environment = rng.choice(environments)
-            skip = rng.random() if rng.random() < shares.merged else 0.0
-            yield _worked(environment, next(sources[environment.name]), rng, skip)
+            yield _worked(environment, next(sources[environment.name]), rng)
         else:
             yield _sentence(rng, rng.choice(environments))
 
 
-def _fact(environment: Environment, rng: random.Random) -> str:
-    """One true line: the thinking about a problem of one step of a task."""
-    problem = environment.draw(environment.levels[0], rng)
-    return rng.choice(str(environment.solution(problem, rng).reasoning_content).split("\n"))
-
-
-def _worked(environment: Environment, problem: Problem, rng: random.Random, skip: float) -> str:
+def _worked(environment: Environment, problem: Problem, rng: random.Random) -> str:
     """A problem, its solution and its answer as plain text.
 
     Three tokens stand between problem and solution, as in a conversation, where the assistant's turn
     and its thinking begin there: what is learnt of distances holds in both.
     """
-    solution = environment.solution(problem, rng, skip)
+    solution = environment.solution(problem, rng)
     return f"{problem.prompt} think aloud\n{solution.reasoning_content}\n{solution.content}\n"
 
 

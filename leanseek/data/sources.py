@@ -9,6 +9,8 @@ from pathlib import Path
 from leanseek.errors import DataError
 
 ENDINGS = (".txt", ".jsonl")
+# Whether or not the file starts with a byte order mark.
+ENCODING = "utf-8-sig"
 
 
 def source_files(sources: Sequence[str]) -> list[Path]:
@@ -23,11 +25,15 @@ def source_files(sources: Sequence[str]) -> list[Path]:
         if path.is_dir():
             found = sorted(f for f in path.rglob("*") if f.suffix in ENDINGS and f.is_file())
             if not found:
-                raise DataError(f"{path} has no {' or '.join(ENDINGS)} file in it: put text there, or name another folder")
+                raise DataError(
+                    f"{path} has no {' or '.join(ENDINGS)} file in it: put text there, or name another folder"
+                )
             files += found
         elif path.is_file():
             if path.suffix not in ENDINGS:
-                raise DataError(f"{path}: {' and '.join(ENDINGS)} files are read, not {path.suffix or 'files without ending'}")
+                raise DataError(
+                    f"{path}: {' and '.join(ENDINGS)} files are read, not {path.suffix or 'files without ending'}"
+                )
             files.append(path)
         else:
             raise DataError(f"{path}: there is no such file or folder (data.sources)")
@@ -35,7 +41,7 @@ def source_files(sources: Sequence[str]) -> list[Path]:
 
 
 def read_documents(sources: Sequence[str]) -> Iterator[str]:
-    """Yield documents: a .txt file is one, each line of a .jsonl file is one.
+    """Yield documents: a .txt file is one, each line of a .jsonl file is one; blank ones are left out.
 
     Args:
         sources: files and folders.
@@ -45,14 +51,15 @@ def read_documents(sources: Sequence[str]) -> Iterator[str]:
     for path in source_files(sources):
         try:
             if path.suffix == ".txt":
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding=ENCODING)
                 if text.strip():
                     yield text
                 continue
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding=ENCODING) as file:
                 for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _text_of(line, f"{path}, line {number}")
+                    text = _text_of(line, f"{path}, line {number}") if line.strip() else ""
+                    if text.strip():
+                        yield text
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error})") from None
         except OSError as error:
@@ -66,5 +73,6 @@ def _text_of(line: str, where: str) -> str:
         raise DataError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise DataError(f'{where}: an object with a "text" is needed, such as {{"text": "..."}}')
-    text: str = record["text"]
+    # JSON may bring half a surrogate pair, which is no character: it becomes U+FFFD.
+    text: str = record["text"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

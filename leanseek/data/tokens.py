@@ -22,6 +22,8 @@ from leanseek.log import progress
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 
+# Tokens of one window with a target and MTP's second one.
+SMALLEST_VALIDATION = 3
 # Documents that are encoded in one call.
 ENCODED_AT_ONCE = 2_000
 
@@ -75,8 +77,10 @@ class TokenisedCorpus:
             tensors = load_file(folder / "tokens.safetensors")
             facts = CorpusFacts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
             return cls(tensors["train"], tensors["validation"], facts)
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataError(f"{folder}: the corpus is missing or damaged ({error}); start afresh with --fresh") from None
+        except (OSError, SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(
+                f"{folder}: the corpus is missing or damaged ({error}); start afresh with --fresh"
+            ) from None
 
 
 def recipe_documents(recipe: Recipe) -> Iterator[str]:
@@ -117,7 +121,7 @@ def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
                 validation_bytes += len(text.encode()) if held_out else 0
                 count += 1
             bar.advance(len(texts))
-    if not parts[True]:
+    if sum(map(len, parts[True])) < SMALLEST_VALIDATION:
         raise DataError(
             f"{count} documents are too few to keep one in {every} for validation (data.validation_fraction = "
             f"{recipe.data.validation_fraction}); give more text, in more files or lines"

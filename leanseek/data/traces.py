@@ -25,7 +25,7 @@ def traces(
     *,
     levels: Mapping[str, Sequence[int]],
     seed: int,
-    skip: float,
+    hasty: float,
 ) -> list[Example]:
     """Return `count` conversations per environment, environments in turn.
 
@@ -35,7 +35,8 @@ def traces(
         count: per environment.
         levels: environment name -> levels used; default: all.
         seed: the same seed gives the same traces.
-        skip: chance that a trace leaves a step out of its thinking and does it in the head.
+        hasty: chance, after each line of thinking but the last, that it breaks off and the answer is given
+            at once. Such a trace teaches to guess; RL finds out by itself that thinking to the end pays.
     """
     rng = random.Random(f"traces/{seed}")
     sources = [(e, e.problems("train", TRACE_SEED + seed, levels.get(e.name))) for e in environments]
@@ -43,9 +44,17 @@ def traces(
     for _ in range(count):
         for environment, problems in sources:
             problem = next(problems)
-            solution = environment.solution(problem, rng, skip)
+            solution = _cut_short(environment.solution(problem, rng), rng, hasty)
             examples.append(chat.example([Message("user", problem.prompt), solution]))
     return examples
+
+
+def _cut_short(solution: Message, rng: random.Random, hasty: float) -> Message:
+    lines = (solution.reasoning_content or "").split("\n")
+    for count in range(1, len(lines)):
+        if rng.random() < hasty:
+            return Message(solution.role, solution.content, "\n".join(lines[:count]))
+    return solution
 
 
 class TraceBatches:
@@ -64,6 +73,7 @@ class TraceBatches:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
         epoch, index = divmod(step, self.batches_per_pass)
-        order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.examples), generator=generator)
         chosen = order[index * self.rows : (index + 1) * self.rows].tolist()
         return packed_examples([self.examples[i] for i in chosen])

@@ -204,23 +204,23 @@ class Engine:
         return None
 
     def _prefill(self) -> int:
-        """Admit waiting samples; each distinct request's prompt is read once, then copied to its rows."""
+        """Admit waiting samples; a prompt that several in a row have is read once, then copied to their rows."""
         rows, start = self._rows, len(self._rows)
         admitted: list[Sample] = []
-        leaders: list[int] = []  # first row of each request
+        leaders: list[int] = []  # first row with each prompt
         leader_of: list[int] = []
         tokens: list[int] = []
         lengths: list[int] = []
-        previous: Request | None = None
+        previous: tuple[int, ...] = ()
         while self._waiting and len(admitted) < rows.free:
-            request = self._waiting[0].request
-            if request is not previous:
-                if lengths and len(tokens) + len(request.prompt_ids) > PREFILL_TOKENS:
+            prompt_ids = self._waiting[0].request.prompt_ids
+            if prompt_ids != previous:
+                if lengths and len(tokens) + len(prompt_ids) > PREFILL_TOKENS:
                     break
-                previous = request
+                previous = prompt_ids
                 leaders.append(start + len(admitted))
-                tokens += request.prompt_ids
-                lengths.append(len(request.prompt_ids))
+                tokens += prompt_ids
+                lengths.append(len(prompt_ids))
             leader_of.append(len(leaders) - 1)
             admitted.append(self._waiting.popleft())
         device = self.model.device

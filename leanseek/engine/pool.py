@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from leanseek.engine.engine import Engine
@@ -50,21 +51,26 @@ class EnginePool:
     ) -> list[Output]:
         """Answer prompts; return the replies in order, each prompt's n side by side. As `Engine.generate`.
 
-        Without a seed a reply depends on the engine that drew it: give one where replies must repeat.
+        Without a seed a reply depends on the engine that drew it: give one where replies must repeat. After a
+        failure or Ctrl-C every engine stops with the next reply that it finishes.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         count = len(self.engines)
         done = [0] * count
+        stopping, noting = threading.Event(), threading.Lock()
 
         def task(worker: int) -> Callable[[], list[Output]]:
             def note(finished: int) -> None:
-                done[worker] = finished
-                if on_progress is not None:
-                    on_progress(sum(done))
+                if stopping.is_set():
+                    raise _Stopped
+                with noting:
+                    done[worker] = finished
+                    if on_progress is not None:
+                        on_progress(sum(done))
 
             return lambda: self.engines[worker].generate(prompts[worker::count], each[worker::count], on_progress=note)
 
-        parts = run_all([task(worker) for worker in range(min(count, max(len(prompts), 1)))])
+        parts = run_all([task(worker) for worker in range(min(count, max(len(prompts), 1)))], stopping.set)
         outputs: list[Output] = []
         taken = [0] * count
         for index, one in enumerate(each):
@@ -72,3 +78,7 @@ class EnginePool:
             outputs += parts[worker][taken[worker] : taken[worker] + one.n]
             taken[worker] += one.n
         return outputs
+
+
+class _Stopped(Exception):
+    """Ends an engine whose fellow has failed; nobody sees it."""

@@ -88,7 +88,7 @@ class Environment(ABC):
         """Draw any problem of a level, of either split."""
 
     @abstractmethod
-    def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
+    def solution(self, problem: Problem, rng: random.Random) -> Message:
         """Return a worked solution; each step is done in the head, left to the next line, with chance `skip`."""
 
     @abstractmethod

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanseek.kernels.linear import product
+from leanseek.kernels.linear import LEAST_ROWS, product
+
+# Up to this many choices torch's `grouped_mm` without gradient is the fastest form (`bench/moe.py`).
+FEW_CHOICES = 256
 
 
 def experts_reference(
@@ -57,12 +60,33 @@ def routed_experts(
         return out
     if x_TD.shape[0] == 1:
         return _one_row(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
+    choices = experts_TK.numel()
+    if choices <= FEW_CHOICES and _grouped_mm_takes(x_TD, gate_up_EFD, down_EDF):
+        return _few_rows(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
     order, rows, bounds = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
     gate_up = _grouped(x_TD.index_select(0, rows), gate_up_EFD, bounds)
     gate, up = gate_up.chunk(2, dim=-1)
     down = _grouped(F.silu(gate).mul_(up), down_EDF, bounds)
     down.mul_(weights_TK.reshape(-1).index_select(0, order).unsqueeze(1).to(down.dtype))
     return torch.zeros_like(x_TD).index_add_(0, rows, down)
+
+
+def _grouped_mm_takes(*tensors: Tensor) -> bool:
+    """Whether torch's grouped product may be used: fp32, and rows that start at multiples of 16 bytes."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.shape[-1] % 4 == 0 for t in tensors)
+
+
+def _few_rows(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """The sorted loop with the loop inside torch, where calling it for each expert is most of the time."""
+    experts, per_token = gate_up_EFD.shape[0], experts_TK.shape[1]
+    sorted_M, order = experts_TK.reshape(-1).sort()
+    rows = order // per_token
+    ends = torch.searchsorted(sorted_M, torch.arange(experts), right=True, out_int32=True)
+    gate_up = F.grouped_mm(x_TD.index_select(0, rows), gate_up_EFD.mT, offs=ends)
+    width = down_EDF.shape[2]
+    hidden = F.silu(gate_up[:, :width]).mul_(gate_up[:, width:])
+    hidden.mul_(weights_TK.reshape(-1).index_select(0, order).unsqueeze(1))
+    return torch.zeros_like(x_TD).index_add_(0, rows, F.grouped_mm(hidden, down_EDF.mT, offs=ends))
 
 
 def _one_row(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
@@ -87,8 +111,10 @@ def _grouped(rows_MD: Tensor, weights_EFD: Tensor, bounds: list[int]) -> Tensor:
     out = rows_MD.new_empty(rows_MD.shape[0], weights_EFD.shape[1])
     start = 0
     for expert, end in enumerate(bounds):
-        if end > start:
+        if end - start >= LEAST_ROWS:
             out[start:end] = product(rows_MD[start:end], weights_EFD[expert])
+        elif end > start:
+            torch.mm(rows_MD[start:end], weights_EFD[expert].t(), out=out[start:end])
         start = end
     return out
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import psutil
@@ -55,11 +55,15 @@ def keep_memory() -> None:
         library.mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def run_all(tasks: Sequence[Callable[[], T]]) -> list[T]:
+def run_all(tasks: Sequence[Callable[[], T]], stop: Callable[[], None] | None = None) -> list[T]:
     """Run tasks at once, one thread each, and return their results in order; one task runs in this thread.
 
+    Args:
+        tasks: at least one.
+        stop: called as soon as a task fails or Ctrl-C comes, so that tasks that look out for it end early.
     Raises:
-        Exception: the first task's that failed, once all have ended.
+        Exception: that of the first task that failed, once all have ended.
+        KeyboardInterrupt: Ctrl-C, once all have ended.
     """
     if len(tasks) == 1:
         return [tasks[0]()]
@@ -70,4 +74,11 @@ def run_all(tasks: Sequence[Callable[[], T]]) -> list[T]:
         return task()
 
     with ThreadPoolExecutor(len(tasks), thread_name_prefix="worker") as pool:
-        return [future.result() for future in [pool.submit(limited, task) for task in tasks]]
+        try:
+            futures = [pool.submit(limited, task) for task in tasks]
+            ended = wait(futures, return_when=FIRST_EXCEPTION).done
+            return [future.result() for future in futures if future in ended]
+        except BaseException:
+            if stop is not None:
+                stop()
+            raise

@@ -152,7 +152,12 @@ class Transformer(nn.Module):
         return out
 
     def mtp(
-        self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: CacheView | None = None
+        self,
+        hidden_TD: Tensor,
+        next_tokens_T: Tensor,
+        segments: Segments,
+        cache: CacheView | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Return MTP hidden states, whose `logits` predict the token after the next one.
 
@@ -161,13 +166,14 @@ class Transformer(nn.Module):
             next_tokens_T: the token that follows each.
             segments: as in `forward`.
             cache: as in `forward`; the MTP layer is its last.
+            routing: records the experts chosen.
         Returns:
             [T, D], after the MTP layer's own norm.
         """
         layer = self.mtp_layer
         assert layer is not None, "callers ask `mtp_layer` first"
         x_TD = layer.join(self.model.embed_tokens(next_tokens_T), hidden_TD)
-        x_TD = layer(x_TD, self.turns(segments.positions_T, segments.longest), segments, cache)
+        x_TD = layer(x_TD, self.turns(segments.positions_T, segments.longest), segments, cache, routing)
         out: Tensor = layer.shared_head.norm(x_TD)
         return out
 

@@ -46,16 +46,12 @@ class Rollouts:
         start_s = time.monotonic()
         attempts = self._attempts(step)
         each = self.settings.samples_per_prompt
-        groups, informative = [], 0
-        for at in range(0, len(attempts), each):
-            group = self._group(attempts[at : at + each])
-            if group is not None:
-                groups.append(group)
-                informative += 1
+        found = [self._group(attempts[at : at + each]) for at in range(0, len(attempts), each)]
+        groups = [group for group in found if group is not None]
         self._charge(attempts)
         sample_s = time.monotonic() - start_s
-        metrics = _metrics(attempts) | {
-            "informative_groups": informative / self.settings.prompts_per_step,
+        metrics = _metrics(attempts, [self._reward(a) for a in attempts]) | {
+            "informative_groups": len(groups) / self.settings.prompts_per_step,
             "sample_s": sample_s,
             "samples_per_s": len(attempts) / sample_s,
         }
@@ -84,9 +80,14 @@ class Rollouts:
         named = {e.name: e for e in self.environments}
         return attempt(self.engine, self.problems(step), params, environments=named)
 
+    def _reward(self, attempt: Attempt) -> float:
+        return float(attempt.correct) + self.settings.format_reward * float(attempt.formed)
+
     def _group(self, attempts: Sequence[Attempt]) -> Group | None:
-        rewards = [float(a.correct) + self.settings.format_reward * float(a.formed) for a in attempts]
-        advantages = group_advantages(rewards)
+        # A reply that broke off at a number that is not finite has no log-probability to learn from.
+        if any(a.output.error is not None for a in attempts):
+            return None
+        advantages = group_advantages([self._reward(a) for a in attempts])
         if advantages is None:
             return None
         outputs = [a.output for a in attempts]
@@ -106,12 +107,12 @@ class Rollouts:
         self.meter.flops += sampling_flops(self.engine.config, prompts, replies)
 
 
-def _metrics(attempts: Sequence[Attempt]) -> dict[str, float]:
+def _metrics(attempts: Sequence[Attempt], rewards: Sequence[float]) -> dict[str, float]:
     def mean(values: Sequence[float]) -> float:
         return sum(values) / max(len(values), 1)
 
     metrics = {
-        "reward": mean([float(a.correct) for a in attempts]),
+        "reward": mean(rewards),
         "correct": mean([float(a.correct) for a in attempts]),
         "format": mean([float(a.formed) for a in attempts]),
         "length": mean([float(len(a.output.token_ids)) for a in attempts]),

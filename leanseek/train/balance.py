@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leanseek.model.experts import Routing
+from leanseek.model.experts import DeepSeekMoE, Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 
@@ -17,14 +17,18 @@ def update_bias(model: Transformer, counts: list[Tensor], rate: float) -> None:
     The change is re-centred to zero mean, so that biases do not drift together.
 
     Args:
-        model: its main MoE layers' biases are changed in place.
-        counts: per layer, how often each expert was chosen in the step, [E].
+        model: its MoE layers' biases are changed in place.
+        counts: per MoE layer, how often each expert was chosen in the step, [E]; the MTP layer's, where that
+            is one and ran, comes last.
         rate: gamma; 0 changes nothing.
     Source: DeepSeek-V3 report section 2.1.2; Wang et al. 2024 (arXiv 2408.15664).
     """
     if rate == 0:
         return
-    for layer, count_E in zip(model.moe_layers, counts, strict=True):
+    layers = list(model.moe_layers)
+    if len(counts) > len(layers) and model.mtp_layer is not None and isinstance(model.mtp_layer.mlp, DeepSeekMoE):
+        layers.append(model.mtp_layer.mlp)
+    for layer, count_E in zip(layers, counts, strict=True):
         direction = torch.sign(count_E.float().mean() - count_E.float())
         layer.gate.e_score_correction_bias += rate * (direction - direction.mean())
 

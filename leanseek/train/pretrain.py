@@ -23,7 +23,7 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     """
     recipe, settings = stage.run.recipe, stage.settings
     length = recipe.data.sequence_tokens
-    stream = TokenStream(corpus.train, length, settings.batch_sequences, recipe.seed)
+    stream = TokenStream(corpus.train, length, settings.batch_sequences, recipe.seed, stage.tokenizer.bos_id)
     # A small validation set still needs one window.
     held_out = TokenStream(corpus.validation, min(length, len(corpus.validation) - 2), 1, 0)
     validation = [batch.to(recipe.device) for batch in held_out.validation(settings.batch_sequences)]

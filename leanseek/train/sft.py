@@ -10,7 +10,6 @@ from leanseek.data.batches import Batch
 from leanseek.data.traces import TraceBatches, traces
 from leanseek.envs.environment import Environment
 from leanseek.model.transformer import Transformer
-from leanseek.settings import SftSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.stage import Stage
@@ -29,14 +28,13 @@ def sft(
             to sharpen.
     """
     recipe, settings = stage.run.recipe, stage.run.recipe.sft
-    assert isinstance(settings, SftSettings)
     examples = traces(
         ChatFormat(stage.tokenizer),
         environments,
         settings.traces_per_environment,
         levels=recipe.levels,
         seed=recipe.seed,
-        skip=settings.skip,
+        hasty=settings.hasty,
     )
     batches = TraceBatches(examples, settings.batch_sequences, recipe.seed)
     model = stage.model()

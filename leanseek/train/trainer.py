@@ -36,7 +36,7 @@ class TrainingBatch(Protocol):
         """Figures of how the batch came about, for the log."""
 
     def pieces(self, count: int, tokens: int | None) -> list[tuple[Any, float]]:
-        """Return `count` parts of about equal size, or more where a part would have over `tokens` tokens.
+        """Return about `count` parts of about equal size, or more, so that each has about `tokens` tokens at most.
 
         Each comes with its share of the loss. There may be fewer, where there is too little to part.
         """
@@ -93,6 +93,7 @@ class Trainer:
         self.done = 0
         self.steps: int | None = settings.steps
         self.ended = False
+        self._counts: list[torch.Tensor] = []  # of the newest batch: per MoE layer, the use of each expert
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
         """Take one optimiser step on a batch; return its metrics.
@@ -103,16 +104,17 @@ class Trainer:
         metrics = self._gradients(batch)
         metrics["gradient_norm"] = norm = self.optimiser.clip()
         if not math.isfinite(norm):
+            loss = metrics.get("loss", math.nan)
             raise RunError(
-                f"step {self.done + 1}: the loss is {metrics.get('loss', math.nan):.4g} and the gradient's norm {norm}; "
-                "the weights are untouched; go on from the last checkpoint with a lower learning rate"
+                f"step {self.done + 1}: the loss is {loss:.4g} and its gradient's norm is {norm}; no weight "
+                "was changed; start afresh (--fresh) with a lower learning rate"
             )
         metrics["lr_factor"] = factor = lr_factor(self.done, self.steps or self.done + 1, self.settings)
         self.optimiser.step(factor)
         self.optimiser.zero_grad()
         update_bias(self.model, self._counts, self.settings.balance_rate)
         if self._counts:
-            metrics["load_factor"] = load_factor(self._counts)
+            metrics["load_factor"] = load_factor(self._counts[: len(self.model.moe_layers)])
         return metrics
 
     def fit(self, batches: Batches, hooks: Hooks, progress: Progress) -> None:
@@ -131,7 +133,6 @@ class Trainer:
         progress.total = self.steps
         progress.start_at(self.done)
         every = max(1, self.steps // 300)
-        saved = self.done
         with interrupts() as interrupt:
             while self.done < self.steps and not self.ended:
                 start_s, tokens = time.monotonic(), self.meter.tokens
@@ -152,11 +153,8 @@ class Trainer:
                 progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
                 if last or self.ended or interrupt.wanted or self.done % self.settings.checkpoint_every == 0:
                     hooks.save(self.done, self.state_dict())
-                    saved = self.done
                 if interrupt.wanted:
                     raise KeyboardInterrupt
-        if saved != self.done:  # resumed at the very end: nothing was left to do
-            hooks.save(self.done, self.state_dict())
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:

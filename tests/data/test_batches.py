@@ -47,6 +47,18 @@ def test_the_last_window_still_has_its_second_targets():
     assert TokenStream(torch.arange(17), 8, 1, seed=0).windows == 1
 
 
+def test_mtp_learns_nothing_across_documents():
+    """Where a document begins (0) on the way from a token to the one after the next, nothing is asked of MTP."""
+    tokens = torch.tensor([0, 5, 6, 7, 0, 8, 0, 0, 9, 4, 3, 2], dtype=torch.int32)
+    x = IGNORED
+    batch = TokenStream(tokens, 10, 1, seed=0, bos_id=0).batch(0)
+    assert batch.tokens_T.tolist() == [0, 5, 6, 7, 0, 8, 0, 0, 9, 4]
+    assert batch.targets_T.tolist() == [5, 6, 7, 0, 8, 0, 0, 9, 4, 3], "the end of a document is learnt"
+    assert batch.second_targets_T.tolist() == [6, 7, x, x, x, x, x, 4, 3, 2]
+    assert batch.next_tokens_T.tolist() == batch.targets_T.tolist()
+    assert TokenStream(tokens, 10, 1, seed=0).batch(0).second_targets_T.tolist() == [6, 7, 0, 8, 0, 0, 9, 4, 3, 2]
+
+
 def test_too_little_text_is_refused():
     with pytest.raises(DataError, match=r"has 20 tokens; one batch of 3 x 8 needs 26: give more text"):
         TokenStream(torch.arange(20), 8, 3, seed=0)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import re
+import random
 from collections import Counter
 
 import pytest
 
 from leanseek.data.corpus import FACTS_PER_DOCUMENT, Shares, documents
-from leanseek.envs.environment import load_environment
+from leanseek.envs.environment import environments, load_environment
 from leanseek.errors import TaskError
+from leanseek.evals.accuracy import distinct_problems
 
 TASKS = [load_environment(name) for name in ("running_total", "largest", "grid_walk")]
-SUM = re.compile(r"[a-j]([+-]\d) (\d+)=(\d+)")
-LARGER = re.compile(r"[a-j](\d+) (\d+)=(\d+)")
-MOVE = re.compile(r"[a-j] (up|down|left|right)(\d) (\d+),(\d+)=(\d+),(\d+)")
-WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, 1), "down": (0, -1)}
+BETWEEN = " think aloud\n"
 
 
 def only(**shares: float) -> Shares:
-    return Shares(**{"facts": 0.0, "worked": 0.0, "recall": 0.0, **shares})
+    """Return shares of the kinds named; the rest is sentences."""
+    return Shares(**({"facts": 0.0, "worked": 0.0} | shares))
+
+
+def watch(monkeypatch):
+    """Note every problem that a solution is made for, and the solution."""
+    seen = []
+    for task in TASKS:
+
+        def watched(self, problem, rng, skip=0.0, _real=type(task).solution):
+            solution = _real(self, problem, rng, skip)
+            seen.append((problem, solution))
+            return solution
+
+        monkeypatch.setattr(type(task), "solution", watched)
+    return seen
 
 
 def test_the_seed_decides():
@@ -30,67 +43,65 @@ def test_the_seed_decides():
     assert all(text.endswith("\n") and text.strip() for text in first)
 
 
-def is_true(line: str) -> bool:
-    """Whether a line is a fact of one of the three kinds, and right."""
-    if match := SUM.fullmatch(line):
-        return int(match[2]) + int(match[1]) == int(match[3]) <= 99
-    if match := LARGER.fullmatch(line):
-        return max(int(match[1]), int(match[2])) == int(match[3]) <= 99
-    if match := MOVE.fullmatch(line):
-        (x, y), length = WAYS[match[1]], int(match[2])
-        return (int(match[3]) + x * length, int(match[4]) + y * length) == (int(match[5]), int(match[6]))
-    return False
-
-
-def test_facts_are_true_and_within_two_digits():
-    kinds = Counter()
-    for text in documents(0, 100, TASKS, shares=only(facts=1.0)):
-        lines = text.splitlines()
-        assert len(lines) == FACTS_PER_DOCUMENT
-        for line in lines:
-            assert is_true(line), line
-            kinds[next(kind.pattern for kind in (SUM, LARGER, MOVE) if kind.fullmatch(line))] += 1
-    assert len(kinds) == 3 and min(kinds.values()) > 100
+def test_facts_are_lines_of_solutions_of_training_problems(monkeypatch):
+    seen = watch(monkeypatch)
+    texts = list(documents(0, 100, TASKS, shares=only(facts=1.0)))
+    lines = [line for text in texts for line in text.splitlines()]
+    assert {text.count("\n") for text in texts} == {FACTS_PER_DOCUMENT} and len(seen) == len(lines)
+    for line, (problem, solution) in zip(lines, seen, strict=True):
+        assert line in solution.reasoning_content.split("\n") and problem.split == "train"
+    assert min(Counter(problem.environment for problem, _ in seen).values()) > 100
+    assert {problem.level for problem, _ in seen} == {level for task in TASKS for level in task.levels}
 
 
 def test_worked_problems_are_solved_right_and_never_held_out(monkeypatch):
-    """Whatever problem an environment gives out is seen here: none may be of the test split."""
-    seen = []
-    for task in TASKS:
-
-        def watched(self, problem, rng, skip=0.0, _real=type(task).solution):
-            seen.append((problem, skip))
-            return _real(self, problem, rng, skip)
-
-        monkeypatch.setattr(type(task), "solution", watched)
+    seen = watch(monkeypatch)
     texts = list(documents(0, 300, TASKS, shares=only(worked=1.0)))
     assert len(seen) == len(texts) == 300
     assert {problem.split for problem, _ in seen} == {"train"}
-    assert Counter(problem.environment for problem, _ in seen).keys() == {task.name for task in TASKS}
-    assert 0.15 < sum(skip > 0 for _, skip in seen) / 300 < 0.45
     by_name = {task.name: task for task in TASKS}
+    assert {problem.environment for problem, _ in seen} == by_name.keys()
     for text, (problem, _) in zip(texts, seen, strict=True):
-        assert text.startswith(problem.prompt + "\n")
-        *thinking, answer = text.removeprefix(problem.prompt + "\n").rstrip("\n").split("\n")
+        prompt, _, rest = text.partition(BETWEEN)
+        *thinking, answer = rest.rstrip("\n").split("\n")
         task = by_name[problem.environment]
+        assert prompt == problem.prompt
         assert task.check(problem, answer) and task.audit(problem, "\n".join(thinking))
 
 
-def test_levels_narrow_the_problems():
+@pytest.mark.parametrize("name", environments())
+def test_no_held_out_problem_is_asked_and_none_is_answered_in_a_line(name):
+    """Neither as a document's question nor, where a line says `question=answer`, as a line of a longer solution.
+
+    A longer problem may well begin with a shorter one: only what is asked or answered counts.
+    """
+    task = load_environment(name)
+    held_out = {p.prompt for split in ("test", "development") for p in distinct_problems(task, 300, 0, None, split)}
+    assert len(held_out) > 100
+    for text in documents(0, 1500 if name != "countdown" else 200, [task]):
+        prompt, asked, _ = text.partition(BETWEEN)
+        assert not asked or prompt not in held_out
+        for line in text.splitlines():
+            assert line.partition("=")[0] not in held_out, line
+
+
+def test_the_test_of_held_out_problems_can_find_one():
+    """A solution that joined two steps would answer a shorter problem: why the corpus has none."""
+    task = TASKS[0]
+    held_out = {p.prompt for p in distinct_problems(task, 300, 0, [2])}
+    rng, found = random.Random(0), 0
+    problems = task.problems("train", 0, [3])
+    for _ in range(3000):
+        lines = task.solution(next(problems), rng, skip=0.5).reasoning_content.split("\n")
+        found += any(line.partition("=")[0] in held_out for line in lines)
+    assert found > 0
+
+
+def test_levels_narrow_the_worked_problems():
     texts = documents(0, 60, TASKS[1:2], {"largest": (3,)}, only(worked=1.0))
-    assert {text.split("largest?")[0].count("\n") for text in texts} == {3}
+    assert {text.partition(BETWEEN)[0].count(",") for text in texts} == {2}
     with pytest.raises(TaskError, match="largest has no level 99"):
         list(documents(0, 5, TASKS[1:2], {"largest": (99,)}, only(worked=1.0)))
-
-
-def test_recall_lines_repeat_what_stood_above():
-    for text in documents(0, 60, TASKS, shares=only(recall=1.0)):
-        lines = text.splitlines()
-        of_label: dict[str, str] = {}
-        new = [of_label.setdefault(line[0], line) is line for line in lines]
-        assert all(of_label[line[0]] == line for line in lines), "a label means one thing"
-        given = sum(new)
-        assert 3 <= given < len(lines) and all(new[:given]), "first all that is given, then what is asked"
 
 
 def test_the_rest_are_sentences():
@@ -101,17 +112,12 @@ def test_the_rest_are_sentences():
 def test_shares_are_about_kept():
     counts = Counter()
     for text in documents(1, 2000, TASKS):
-        lines = text.splitlines()
-        if len(lines) == 1:
-            counts["sentence"] += 1
-        elif all(is_true(line) for line in lines):
-            counts["facts"] += 1
-        elif any(line.endswith("?") for line in lines):
-            counts["worked"] += 1
-        else:
-            counts["recall"] += 1
+        lines = text.count("\n")
+        counts["worked" if BETWEEN in text else "sentence" if lines == 1 else "facts"] += 1
     shares = Shares()
-    for kind, share in (("facts", shares.facts), ("worked", shares.worked), ("recall", shares.recall)):
+    for kind, share in (
+        ("facts", shares.facts),
+        ("worked", shares.worked),
+        ("sentence", 1 - shares.facts - shares.worked),
+    ):
         assert counts[kind] / 2000 == pytest.approx(share, abs=0.04)
-    rest = 1 - shares.facts - shares.worked - shares.recall
-    assert counts["sentence"] / 2000 == pytest.approx(rest, abs=0.04)

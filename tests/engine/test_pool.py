@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -51,3 +53,40 @@ def test_routing_is_recorded_and_the_batch_shared_out(tiny_model, tiny_tokenizer
     one = Engine(tiny_model, record_experts=True).generate(prompts(3), PARAMS)
     for got, expected in zip(pool.generate(prompts(3), PARAMS), one, strict=True):
         assert torch.equal(got.experts.sort(-1).values, expected.experts.sort(-1).values)
+
+
+def test_what_ends_one_engine_ends_the_others_with_their_next_reply(tiny_model, tiny_tokenizer):
+    """One worker's progress is refused; the other would have 40 replies to go, one after the other."""
+    pool = EnginePool(tiny_model, tiny_tokenizer, workers=2, max_batch=2)
+    counts: list[int] = []
+
+    def refuse(done: int) -> None:
+        counts.append(done)
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        pool.generate(prompts(80), PARAMS, on_progress=refuse)
+    assert len(counts) <= 2 and not any(engine.has_work for engine in pool.engines)
+    assert len(pool.generate(prompts(3), PARAMS)) == 3, "and all can go on"
+
+
+def test_ctrl_c_ends_all_engines(tiny_model, tiny_tokenizer):
+    pool = EnginePool(tiny_model, tiny_tokenizer, workers=2, max_batch=2)
+    counts: list[int] = []
+
+    def interrupt(done: int) -> None:
+        counts.append(done)
+        if len(counts) == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.generate(prompts(200), PARAMS, on_progress=interrupt)
+    assert 3 <= max(counts) < 100 and not any(engine.has_work for engine in pool.engines)
+
+
+def test_progress_is_told_by_one_engine_at_a_time(tiny_model, tiny_tokenizer):
+    counts: list[int] = []
+    EnginePool(tiny_model, tiny_tokenizer, workers=3, max_batch=3).generate(
+        prompts(30), PARAMS, on_progress=counts.append
+    )
+    assert counts == sorted(counts) and counts[-1] == 30

@@ -6,14 +6,14 @@ from leanseek.envs.environment import Problem
 from leanseek.envs.grid_walk import SIDE, GridWalk
 
 TASK = GridWalk()
-ONE = Problem("grid_walk", 2, "", {"start": (12, 7), "moves": (("up", 3), ("left", 5)), "answer": "7,10"}, "")
-OTHER = Problem("grid_walk", 2, "", {"start": (12, 7), "moves": (("left", 5), ("up", 3)), "answer": "7,10"}, "")
+ONE = Problem("grid_walk", 2, "", {"start": (6, 4), "moves": (("up", 3), ("left", 2)), "answer": "4,7"}, "")
+OTHER = Problem("grid_walk", 2, "", {"start": (6, 4), "moves": (("left", 2), ("up", 3)), "answer": "4,7"}, "")
 
 
 def test_walks_stay_on_the_grid():
     rng = random.Random(0)
     for _ in range(300):
-        problem = TASK.draw(5, rng)
+        problem = TASK.draw(TASK.levels[-1], rng)
         x, y = problem.data["start"]
         for way, length in problem.data["moves"]:
             x += length * {"right": 1, "left": -1}.get(way, 0)

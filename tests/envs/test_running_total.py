@@ -6,19 +6,19 @@ from leanseek.envs.environment import Problem
 from leanseek.envs.running_total import RunningTotal
 
 TASK = RunningTotal()
-ONE = Problem("running_total", 3, "", {"start": 56, "steps": (2, -7, 9), "answer": 60}, "")
-OTHER = Problem("running_total", 3, "", {"start": 56, "steps": (2, 9, -7), "answer": 60}, "")
+ONE = Problem("running_total", 3, "", {"start": 56, "steps": (2, 7, 9), "answer": 74}, "")
+OTHER = Problem("running_total", 3, "", {"start": 56, "steps": (2, 9, 7), "answer": 74}, "")
 
 
 def test_totals_stay_within_two_digits_and_follow_from_the_steps():
     rng = random.Random(0)
     for _ in range(300):
-        problem = TASK.draw(6, rng)
+        problem = TASK.draw(TASK.levels[-1], rng)
         total = problem.data["start"]
         for step in problem.data["steps"]:
             total += step
             assert 0 <= total <= 99
-        assert total == problem.data["answer"] and f"start {problem.data['start']}" in problem.prompt
+        assert total == problem.data["answer"] and str(problem.data["start"]) in problem.prompt
 
 
 def test_a_solution_takes_a_line_per_step_and_one_for_all_in_the_head():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -42,6 +44,53 @@ def test_a_failure_is_told_once_all_have_ended():
     with pytest.raises(ValueError, match="no"):
         run_all([fail, work])
     assert ended.is_set()
+
+
+def test_after_a_failure_the_others_are_told_to_stop():
+    """The second task would wait for long: it ends because the first one's failure is told at once."""
+    stopping = threading.Event()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    for tasks in ([fail, lambda: stopping.wait(20)], [lambda: stopping.wait(20), fail]):
+        stopping.clear()
+        with pytest.raises(ValueError, match="no"):
+            run_all(tasks, stopping.set)
+        assert stopping.is_set()
+
+
+def test_of_failures_that_follow_the_first_is_told():
+    stopping = threading.Event()
+
+    def follow() -> None:
+        assert stopping.wait(20)
+        raise KeyError("stopped")
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_all([follow, fail, follow], stopping.set)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])  # while the workers start, and while they work
+def test_ctrl_c_stops_the_workers_and_is_told(delay_s):
+    begun, stopping = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return stopping.wait(20)
+
+    def interrupt() -> None:
+        begun.wait(20)
+        time.sleep(delay_s)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([work, work], stopping.set)
+    assert stopping.is_set()
 
 
 def test_workers_inherit_the_number_of_threads():

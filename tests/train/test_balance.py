@@ -23,6 +23,20 @@ def test_under_used_experts_rise_and_over_used_ones_fall(make_model):
     assert torch.equal(model.moe_layers[1].gate.e_score_correction_bias, before[1]), "balanced: nothing moves"
 
 
+def test_the_mtp_layers_router_is_balanced_where_it_ran(make_model):
+    model = make_model()
+    gates = [layer.gate for layer in (*model.moe_layers, model.mtp_layer.mlp)]
+    even, uneven = torch.tensor([10] * 8), torch.tensor([80, 0, 0, 0, 0, 0, 0, 0])
+    for counts, moved in (([even, uneven], [False, True, False]), ([even, even, uneven], [False, False, True])):
+        before = [gate.e_score_correction_bias.clone() for gate in gates]
+        update_bias(model, counts, 0.01)
+        changed = [not torch.equal(gate.e_score_correction_bias, b) for gate, b in zip(gates, before, strict=True)]
+        assert changed == moved
+    dense = make_model(num_nextn_predict_layers=0)
+    with pytest.raises(ValueError):
+        update_bias(dense, [even, even, uneven], 0.01)
+
+
 def test_a_rate_of_zero_changes_nothing(make_model):
     model = make_model()
     before = model.moe_layers[0].gate.e_score_correction_bias.clone()

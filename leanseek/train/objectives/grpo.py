@@ -67,9 +67,9 @@ class GroupBatch:
         return sum(group.tokens for group in self.groups)
 
     def pieces(self, count: int, tokens: int | None) -> list[tuple[GroupBatch, float]]:
-        """Return `count` parts of whole groups, or more where a part would have over `tokens` tokens.
+        """Return about `count` parts of whole groups, or more, so that each has about `tokens` tokens at most.
 
-        Each comes with its share of the reply tokens.
+        Parts are cut where a group ends, nearest to an even share. Each comes with its share of the reply tokens.
         """
         size = -(-self.tokens // count)
         if tokens is not None:
@@ -203,7 +203,7 @@ class Grpo:
             gap_M = reference_M - logprobs_M
             kl = (ratio_M * (torch.exp(gap_M) - gap_M - 1)).mean()
             total = total + self.kl_weight * kl
-            metrics["kl"] = float(kl)
+            metrics["kl"] = float(kl.detach())
         counts = expert_counts(routing, model.config.n_routed_experts)
         segments = batch.segments
         return Loss(total, metrics, segments.tokens, segments.pairs, batch.reply_tokens, counts=counts)

@@ -18,7 +18,7 @@ class Loss:
         pairs: (token, visible token) pairs that attention computed.
         head_tokens: rows that were multiplied by the output head (the MTP layer's not counted).
         mtp: whether the MTP layer and its head ran too.
-        counts: per MoE layer, how often each expert was chosen.
+        counts: per MoE layer, how often each expert was chosen; the MTP layer's, where it ran, comes last.
     """
 
     total: Tensor

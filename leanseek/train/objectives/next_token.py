@@ -37,13 +37,17 @@ class NextToken:
         metrics = {"loss": main.detach()}
         mtp_runs = batch.mtp and self.mtp_weight > 0 and model.mtp_layer is not None
         if mtp_runs:
-            ahead_TD = model.mtp(hidden_TD, batch.next_tokens_T, batch.segments)
+            # Its router is balanced by its bias too; the balance loss is over the main layers alone.
+            ahead = Routing()
+            ahead_TD = model.mtp(hidden_TD, batch.next_tokens_T, batch.segments, routing=ahead)
             mtp = cross_entropy(model, ahead_TD, batch.second_targets_T)
             total = total + self.mtp_weight * mtp
             metrics["mtp_loss"] = mtp.detach()
         if self.balance_loss > 0 and routing.scores:
             total = total + self.balance_loss * sequence_balance_loss(routing, batch.segments)
         counts = expert_counts(routing, model.config.n_routed_experts)
+        if mtp_runs:
+            counts += expert_counts(ahead, model.config.n_routed_experts)
         figures = {name: float(value) for name, value in metrics.items()}
         return Loss(
             total, figures, batch.segments.tokens, batch.segments.pairs, batch.learnt, mtp=mtp_runs, counts=counts

@@ -52,6 +52,33 @@ def test_the_mtp_loss_looks_two_tokens_ahead_and_stops_at_document_ends(make_mod
     assert loss.mtp
 
 
+@torch.no_grad()
+def test_the_mtp_loss_is_over_targets_within_a_document(make_model):
+    model = make_model()
+    tokens = torch.randint(0, 320, (66,), generator=torch.Generator().manual_seed(3))
+    tokens[::7] = 0
+    batch = TokenStream(tokens, 64, 1, seed=0, bos_id=0).batch(0)
+    ahead = model.mtp(model(batch.tokens_T, batch.segments), batch.targets_T, batch.segments)
+    logprobs = torch.log_softmax(model.logits(ahead), -1)
+    inside = [t for t in range(64) if 0 not in tokens[t + 1 : t + 3].tolist()]
+    assert 30 < len(inside) < 50
+    losses = [-float(logprobs[t, tokens[t + 2]]) for t in inside]
+    loss = NextToken(mtp_weight=0.3, balance_loss=0.0)(model, batch)
+    assert loss.metrics["mtp_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_use_of_experts_is_counted_layer_by_layer_the_mtp_layer_last(make_model):
+    model, batch = make_model(), stream_batch()
+    plain, ahead = (NextToken(weight, 0.0)(model, batch).counts for weight in (0.0, 0.3))
+    assert len(plain) == 2 and len(ahead) == 3
+    assert all(torch.equal(a, b) for a, b in zip(plain, ahead, strict=False))
+    routing, mtp = Routing(), Routing()
+    model.mtp(model(batch.tokens_T, batch.segments, routing=routing), batch.targets_T, batch.segments, routing=mtp)
+    assert torch.equal(ahead[2], torch.bincount(mtp.experts[0].reshape(-1), minlength=8))
+    assert len(routing.experts) == 2 and len(mtp.experts) == 1
+
+
 def test_every_part_reaches_the_weights_that_it_should(make_model):
     model, batch = make_model(), stream_batch()
     NextToken(mtp_weight=0.0, balance_loss=0.0)(model, batch).total.backward()

@@ -32,7 +32,8 @@ CONTENTS = (
     "tokenizer",
     "corpus",
 )
-# Settings that change neither weights nor tokens, so a run that has begun may change them.
+# Settings that a run which has begun may change: device and threads change roundings alone, the others how often
+# something is written or looked at (which decides when SFT may end, if `sft.enough` is set).
 FREE = ("device", "threads", "checkpoint_every", "keep_checkpoints", "validate_every")
 
 

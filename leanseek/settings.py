@@ -74,7 +74,7 @@ class SftSettings(TrainSettings):
     """Cold start: supervised fine-tuning on worked solutions."""
 
     traces_per_environment: int = Field(500, ge=1, description="worked solutions per task")
-    hasty: float = Field(0.0, ge=0, le=1, description="chance, after each line, that a trace stops thinking and answers")
+    hasty: float = Field(0.0, ge=0, le=1, description="chance after each line that a trace stops thinking and answers")
     enough: float | None = Field(None, gt=0, le=1, description="accuracy on unseen training problems that ends SFT")
     development_problems: int = Field(96, ge=1, description="problems per task that this accuracy is measured on")
 

@@ -109,7 +109,7 @@ def _examine(console: Console, url: str, model: str, run: Run, name: str, questi
     environment = load_environment(name)
     console.print()
     console.print(Text(f"{name}: {environment.description}", style="bold"))
-    problems = environment.problems("test", run.recipe.seed, run.recipe.levels.get(name))
+    problems = environment.problems("test", run.recipe.seed, run.recipe.levels.get(environment.name))
     right = 0
     for problem in itertools.islice(problems, questions):
         reply = ask(url, model, problem.prompt, run.recipe.eval.max_new_tokens)

@@ -63,8 +63,8 @@ class Countdown(Environment):
         data = {"numbers": numbers, "target": target, "answer": answer}
         return Problem(self.name, level, "\n".join(lines), data, key)
 
-    def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
-        """Write tries that fail, then one that succeeds; a failure is left out with chance `skip`."""
+    def solution(self, problem: Problem, rng: random.Random) -> Message:
+        """Write tries that fail, then one that succeeds."""
         start, target = _items(problem.data["numbers"]), problem.data["target"]
         good: list[list[Merge]] = []
         bad: list[list[Merge]] = []
@@ -74,9 +74,7 @@ class Countdown(Environment):
         for _ in range(MOST_FAILURES):
             if not bad or rng.random() < HIT:
                 break
-            failure = bad.pop(rng.randrange(len(bad)))
-            if rng.random() >= skip:
-                lines += _write(start, failure, target)[0]
+            lines += _write(start, bad.pop(rng.randrange(len(bad))), target)[0]
         success, expression = _write(start, rng.choice(good), target)
         return Message("assistant", expression, "\n".join(lines + success))
 

@@ -26,6 +26,8 @@ Split = Literal["train", "development", "test"]
 PARTS: tuple[Split, ...] = ("test", "development", *("train",) * 8)
 # Longest answer that a checker looks at; anything longer is wrong.
 ANSWER_CHARACTERS = 200
+# Names for a problem's parts.
+LABELS = "abcdefghij"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Environment(ABC):
 
     @abstractmethod
     def solution(self, problem: Problem, rng: random.Random) -> Message:
-        """Return a worked solution; each step is done in the head, left to the next line, with chance `skip`."""
+        """Return a worked solution: one step a line, then the answer."""
 
     @abstractmethod
     def check(self, problem: Problem, answer: str) -> bool:
@@ -151,7 +153,8 @@ def load_environment(name: str) -> Environment:
     try:
         module: ModuleType = importlib.import_module(name if dotted else f"leanseek.envs.{name}")
     except ImportError as error:
-        raise TaskError(f"environment {name!r} cannot be imported: {error}") from None
+        hint = "; python -m leanseek also looks in the current folder" if dotted else ""
+        raise TaskError(f"environment {name!r} cannot be imported: {error}{hint}") from None
     found = [
         member
         for member in vars(module).values()
@@ -161,16 +164,3 @@ def load_environment(name: str) -> Environment:
         raise TaskError(f"{module.__name__} has {len(found)} environments; a module has exactly one")
     environment: Environment = found[0]()
     return environment
-
-
-LABELS = "abcdefghij"
-
-
-def merge_steps(count: int, rng: random.Random, skip: float) -> list[list[int]]:
-    """Cut steps 0 .. count - 1 into lines; a step joins the next one's line with chance `skip`."""
-    lines: list[list[int]] = [[]]
-    for step in range(count):
-        lines[-1].append(step)
-        if step < count - 1 and rng.random() >= skip:
-            lines.append([])
-    return lines

@@ -90,13 +90,12 @@ def _seeds(environment: Environment, train: Sequence[Problem]) -> Iterator[str]:
 
 def _one(environment: Environment, problem: Problem, rng: random.Random, attack: bool) -> Iterator[str]:
     """What is wrong with one problem: its checker, its worked solution, its audit."""
-    for skip in (0.0, 0.5, 1.0):
-        solution = environment.solution(problem, rng, skip)
-        if _rewards(environment, problem, solution) != (1.0, 1.0):
-            yield f"the worked solution {solution.content!r} does not score 1"
-        if not environment.audit(problem, solution.reasoning_content or ""):
-            yield f"the audit refuses the worked solution {solution.reasoning_content!r}"
-        yield from _broken(environment, problem, solution.reasoning_content or "", rng)
+    solution = environment.solution(problem, rng)
+    if _rewards(environment, problem, solution) != (1.0, 1.0):
+        yield f"the worked solution {solution.content!r} does not score 1"
+    if not environment.audit(problem, solution.reasoning_content or ""):
+        yield f"the audit refuses the worked solution {solution.reasoning_content!r}"
+    yield from _broken(environment, problem, solution.reasoning_content or "", rng)
     gold = solution.content
     if solution.reasoning_content is not None and _correct(environment, problem, Message("assistant", gold)) != 0.0:
         yield "an answer without thinking scores"

@@ -53,4 +53,6 @@ def sft(
 
     objective = NextToken(settings.mtp_weight, settings.balance_loss)
     trainer = stage.fit(model, objective, batch, {"validate": validate, "enough": enough})
-    return {"steps": trainer.done, "traces": len(examples), "passes": trainer.done / batches.batches_per_pass, **latest}
+    measured = latest or validate()  # nothing is left to do where the last step was saved, but not recorded
+    passes = trainer.done / batches.batches_per_pass
+    return {"steps": trainer.done, "traces": len(examples), "passes": passes, **measured}

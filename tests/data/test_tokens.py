@@ -72,7 +72,7 @@ def test_a_damaged_folder_is_told(tmp_path, tiny_tokenizer, name):
     whole = (folder / name).read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"\xff\xfe\xff", b"[1]", b"{}", None):
         (folder / name).unlink(missing_ok=True) if content is None else (folder / name).write_bytes(content)
-        with pytest.raises(DataError, match="the corpus is missing or damaged .* start afresh with --fresh"):
+        with pytest.raises(DataError, match=r"the corpus is missing or damaged .* start afresh with --fresh"):
             TokenisedCorpus.load(folder)
 
 

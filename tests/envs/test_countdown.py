@@ -177,14 +177,12 @@ def test_the_key_does_not_depend_on_the_order_of_the_numbers():
 @pytest.mark.parametrize("level", TASK.levels)
 def test_solutions_try_and_fail_before_they_succeed(level: int):
     rng = random.Random(1)
-    tries, direct = [], []
+    tries = []
     for _ in range(150):
         one = TASK.draw(level, rng)
         solution = TASK.solution(one, rng)
         tries.append(solution.reasoning_content.count("|"))
         assert TASK.check(one, solution.content) and TASK.audit(one, solution.reasoning_content)
-        direct.append(TASK.solution(one, rng, skip=1.0).reasoning_content.count("|"))
-    assert set(direct) == {1}
     assert max(tries) == 1 if level == 2 else 4 <= max(tries) <= 9 and 1.5 < sum(tries) / len(tries) < 3.5
 
 

@@ -12,7 +12,6 @@ from leanseek.envs.environment import (
     Problem,
     environments,
     load_environment,
-    merge_steps,
 )
 from leanseek.envs.running_total import RunningTotal
 from leanseek.errors import TaskError
@@ -93,13 +92,6 @@ def test_environments_are_found_by_file_and_by_dotted_name():
 def test_an_unknown_environment_is_a_sentence(name: str, said: str):
     with pytest.raises(TaskError, match=said):
         load_environment(name)
-
-
-def test_steps_are_merged_with_the_given_chance():
-    rng = random.Random(0)
-    assert merge_steps(4, rng, 0.0) == [[0], [1], [2], [3]]
-    assert merge_steps(4, rng, 1.0) == [[0, 1, 2, 3]]
-    assert [step for line in merge_steps(9, rng, 0.5) for step in line] == list(range(9))
 
 
 def test_practice_is_lines_of_worked_training_problems(task: Environment):

@@ -22,9 +22,8 @@ def test_walks_stay_on_the_grid():
         assert problem.data["answer"] == f"{x},{y}"
 
 
-def test_a_solution_takes_a_line_per_move_and_one_for_all_in_the_head():
+def test_a_solution_takes_a_line_per_move():
     assert TASK.solution(ONE, random.Random(0)).reasoning_content.count("\n") == 1
-    assert TASK.solution(ONE, random.Random(0), skip=1.0).reasoning_content.count("\n") == 0
 
 
 def test_the_audit_wants_every_move_in_order():

@@ -41,8 +41,8 @@ class Suspicious(Sound):
 
 
 class Mistaken(Sound):
-    def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
-        solution = super().solution(problem, rng, skip)
+    def solution(self, problem: Problem, rng: random.Random) -> Message:
+        solution = super().solution(problem, rng)
         return Message("assistant", solution.content + "1", solution.reasoning_content)
 
 

@@ -1,4 +1,4 @@
-"""Rollouts: the same step gives the same batch, what is sampled is what the trainer computes, and bad replies are data."""
+"""Rollouts: the same step gives the same batch, the trainer computes what was sampled, and bad replies are data."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_environments_come_in_turn_with_training_problems_of_their_levels():
         assert [p.environment for p in problems] == [names[i % 3] for i in range(8)]
         assert {p.split for p in problems} == {"train"}
         assert {p.level for p in problems if p.environment == "largest"} == {4}
-    assert {problems[0].level for problems in seen} == {2, 3, 4}, "each step starts at another level"
+    assert {problems[0].level for problems in seen} == set(tasks[0].levels), "each step starts at another level"
     prompts = [p.prompt for problems in seen for p in problems]
     assert len(set(prompts)) > 0.9 * len(prompts)
     assert rollouts.problems(5) == seen[5]
@@ -95,14 +95,14 @@ def test_engine_and_trainer_agree_before_and_after_an_update(make_model, tiny_to
     model = make_model()
     rollouts = rollouts_of(model, tiny_tokenizer, [even], temperature=temperature, replay_routing=replay)
     trainer = Trainer(model, Grpo(0.2, 0.28, temperature), GrpoSettings(steps=3), Counters(), 2)
-    before = [p.clone() for p in model.parameters()]
+    before = [p.detach().clone() for p in model.parameters()]
     for step in range(2):
         metrics = gap(rollouts, model, step, temperature)
         assert metrics["logprob_gap"] < 1e-5, step
         assert metrics["clip_fraction"] == 0.0
         assert metrics.get("routing_agreement") == (1.0 if replay else None)
         trainer.step(rollouts.batch(step))
-    moved = max(float((a - b).abs().max()) for a, b in zip(before, model.parameters(), strict=True))
+    moved = max(float((a - b.detach()).abs().max()) for a, b in zip(before, model.parameters(), strict=True))
     assert moved > 1e-3, "the second comparison was with other weights"
 
 

@@ -1,0 +1,98 @@
+"""Evaluation of a run's models: the same held-out problems for each, and their replies side by side."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from leanseek.checkpoint.directory import save_model
+from leanseek.engine.pool import EnginePool
+from leanseek.envs.environment import load_environment
+from leanseek.evals.accuracy import distinct_problems, evaluate
+from leanseek.evals.evaluation import SHOWN, development_accuracy, evaluate_run
+
+TASKS = [load_environment(name) for name in ("running_total", "largest")]
+
+
+@pytest.fixture
+def run(make_run, make_model, tiny_tokenizer):
+    """Return a run with a pretrained model and one after GRPO."""
+    made = make_run(eval__problems=9)
+    save_model(make_model(seed=1), made.checkpoint("pretrain", 6), tiny_tokenizer)
+    save_model(make_model(seed=2), made.checkpoint("grpo", 2), tiny_tokenizer)
+    save_model(make_model(seed=3), made.checkpoint("grpo", 4), tiny_tokenizer)
+    return made
+
+
+def test_every_model_meets_the_same_held_out_problems(run, tiny_tokenizer):
+    found = evaluate_run(run, tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0))
+    assert found.accuracy.keys() == {"running_total", "largest"}
+    for figures in found.accuracy.values():
+        assert figures["n"] == 9 and 0 <= figures["base"] <= 1 and 0 <= figures["grpo"] <= 1 and "sft" not in figures
+        for key in ("interval", "pass_at_k", "pass_at_k_interval", "sound", "formed", "levels"):
+            assert figures[key].keys() == {"base", "grpo"}, key
+        assert figures["pass_at_k"]["base"].keys() == {"1", "2"}
+        low, high = figures["interval"]["grpo"]
+        assert low <= figures["grpo"] <= high
+    assert json.loads(json.dumps(found.accuracy)) == found.accuracy
+    assert 0 <= found.mtp_acceptance <= 1
+    held_out = {task.name: distinct_problems(task, 9, 0) for task in TASKS}
+    assert len(found.samples) == 2 * SHOWN * 2
+    for place, sample in enumerate(found.samples):
+        task, index = divmod(place // 2, SHOWN)
+        problem = held_out[TASKS[task].name][index]
+        assert problem.split == "test"
+        assert (sample["prompt"], sample["environment"]) == (problem.prompt, problem.environment)
+        assert sample["stage"] == ("base", "grpo")[place % 2], "before and after stand side by side"
+        assert sample["gold"] == str(problem.data["answer"]) and sample["level"] == problem.level
+        assert isinstance(sample["correct"], bool) and isinstance(sample["sound"], bool)
+
+
+def test_the_newest_checkpoint_of_each_stage_is_measured(run, make_model, tiny_tokenizer):
+    found = evaluate_run(run, tiny_tokenizer, TASKS[:1], SimpleNamespace(tokens=0, flops=0.0))
+    engine = EnginePool(make_model(seed=3), tiny_tokenizer, max_batch=16, max_context_tokens=44)
+    expected = evaluate(engine, TASKS[0], problems=9, samples=0, max_new_tokens=12)
+    replies = [a.reply.reasoning_content for a in expected.attempts[:SHOWN]]
+    assert [s["reasoning"] for s in found.samples if s["stage"] == "grpo"] == replies
+    assert len(set(replies)) > 1
+
+
+def test_workers_change_nothing(run, tiny_tokenizer):
+    one, two = (
+        evaluate_run(run, tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0), workers) for workers in (1, 2)
+    )
+    assert one == two
+
+
+def test_sampling_is_charged(run, tiny_tokenizer):
+    meter = SimpleNamespace(tokens=0, flops=0.0)
+    evaluate_run(run, tiny_tokenizer, TASKS, meter)
+    # Two models, two tasks, nine problems, three replies of up to 12 tokens.
+    assert 2 * 2 * 9 * 2 < meter.tokens < 2 * 2 * 9 * (3 * 12 + 2 * 32) and meter.flops > 0
+
+
+def test_a_run_without_models_has_no_figures(make_run, tiny_tokenizer):
+    found = evaluate_run(make_run(), tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0))
+    assert found.samples == [] and found.mtp_acceptance is None
+    assert all(figures["n"] == 0 for figures in found.accuracy.values())
+
+
+def test_progress_is_watched_on_problems_that_are_neither_trained_on_nor_judged_by(
+    tiny_model, tiny_tokenizer, monkeypatch
+):
+    seen = []
+    for task in TASKS:
+
+        def watched(self, problem, _real=type(task).start):
+            seen.append(problem)
+            return _real(self, problem)
+
+        monkeypatch.setattr(type(task), "start", watched)
+    values = {"problems": 7, "levels": {"largest": (3,)}, "seed": 0, "max_new_tokens": 8, "context_tokens": 40}
+    found = development_accuracy(tiny_model, tiny_tokenizer, TASKS, **values)
+    assert found.keys() == {"heldout_running_total", "heldout_largest"}
+    assert {problem.split for problem in seen} == {"development"} and len({p.key for p in seen}) == 14
+    assert {problem.level for problem in seen if problem.environment == "largest"} == {3}
+    assert development_accuracy(tiny_model, tiny_tokenizer, TASKS, **values, workers=2) == found

@@ -1,0 +1,237 @@
+"""The whole line on a tiny recipe: what it leaves, that it is made once, and that it goes on after a stop."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import leanseek
+import leanseek.checkpoint.resume as resume
+from leanseek import stages
+from leanseek.checkpoint.directory import empty_model, load_model
+from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
+from leanseek.log import RunLog
+from leanseek.model.config import load_preset
+from leanseek.run import STAGES, Run
+from leanseek.settings import OptimiserSettings, Recipe
+from leanseek.train.optimisers import STATE, Optimiser
+
+COSTS = {"seconds", "tokens", "flops", "joules", "meter", "usd", "peak_memory_bytes"}
+SUMMED = ("seconds", "tokens", "flops", "joules", "usd")
+TASKS = {"running_total", "largest"}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Leave the allocator and the number of threads of the test process as they are."""
+    monkeypatch.setattr(stages, "share_out", lambda threads, device: threads or 1)
+
+
+def test_the_whole_line(make_run, quiet, capsys):
+    run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
+    stages.make(run)
+    summary = run.summary
+    assert summary.keys() == {*STAGES, "accuracy", "mtp", "totals", "machine", "model"}
+    for stage in STAGES:
+        assert summary[stage].keys() >= COSTS | {"done"} and summary[stage]["done"] is True
+    assert summary["tokenizer"].keys() >= {"vocab_size", "documents", "train_tokens", "validation_bytes"}
+    assert summary["pretrain"].keys() >= {"steps", "validation_loss", "bits_per_byte", "corpus_passes"}
+    assert summary["sft"].keys() >= {"steps", "traces", "heldout_largest", "heldout_running_total"}
+    assert summary["grpo"]["steps"] == 4 and summary["grpo"]["samples"] == 64
+    assert summary["accuracy"].keys() == TASKS
+    for figures in summary["accuracy"].values():
+        assert figures.keys() >= {"base", "sft", "grpo", "n", "interval", "pass_at_k", "sound"} and figures["n"] == 16
+    assert 0 <= summary["mtp"]["acceptance"] <= 1
+    config = load_preset(run.recipe.model)
+    assert summary["model"]["name"] == run.recipe.model
+    trained = load_model(run.latest("grpo"))
+    without_mtp = sum(p.numel() for name, p in trained.named_parameters() if not name.startswith("model.layers.3."))
+    assert summary["model"]["parameters"] == without_mtp > summary["model"]["active_parameters"] > config.hidden_size
+    machine = summary["machine"]
+    assert machine.keys() == {
+        *("processor", "cores", "memory_bytes", "device", "torch", "python", "leanseek", "commit"),
+    }
+    assert machine["torch"] == torch.__version__ and machine["leanseek"] == leanseek.__version__
+
+    ledger = lines(run.ledger_path)
+    assert [row["stage"] for row in ledger] == list(STAGES)
+    for key in SUMMED:
+        assert sum(row[key] for row in ledger) == pytest.approx(summary["totals"][key])
+        for row in ledger:
+            assert row[key] == pytest.approx(summary[row["stage"]][key])
+    assert all(row["seconds"] > 0 and row["tokens"] > 0 for row in ledger)
+    assert summary["totals"]["peak_memory_bytes"] == max(row["peak_memory_bytes"] for row in ledger)
+
+    samples = lines(run.samples_path)
+    assert len(samples) == len(TASKS) * 6 * 3
+    for at in range(0, len(samples), 3):
+        assert [sample["stage"] for sample in samples[at : at + 3]] == ["base", "sft", "grpo"]
+        assert len({(sample["environment"], sample["prompt"], sample["gold"]) for sample in samples[at : at + 3]}) == 1
+    gaps = [row["logprob_gap"] for row in RunLog(run.metrics_path).read("grpo") if "logprob_gap" in row]
+    assert all(gap < 1e-5 for gap in gaps)
+    assert "<html" in run.report_path.read_text() and "running_total" in run.report_path.read_text()
+    assert "running_total" in run.card_path.read_text()
+    names = [path.name for path in run.checkpoints()]
+    assert names == ["pretrain-6", "sft-8", "grpo-4"]
+
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    capsys.readouterr()
+    stages.make(run)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"} == before
+    assert capsys.readouterr().err.splitlines() == [f"{stage}: done already" for stage in STAGES]
+
+
+def test_until_makes_what_comes_before_and_no_more(make_run, quiet):
+    run = make_run()
+    with pytest.raises(RunError, match="stage 'pretrian' is not known; did you mean pretrain"):
+        stages.make(run, "pretrian")
+    stages.make(run, "pretrain")
+    assert [stage for stage in STAGES if run.stage_done(stage)] == ["tokenizer", "pretrain"]
+    assert run.report_path.is_file() and run.card_path.is_file() and run.summary["totals"]["tokens"] > 0
+
+
+def weights(run: Run, stage: str) -> dict[str, torch.Tensor]:
+    return load_model(run.latest(stage)).state_dict()
+
+
+def test_a_stage_that_was_interrupted_goes_on_and_both_parts_are_charged(make_run, quiet, monkeypatch, capsys):
+    whole, parts = make_run("whole"), make_run("parts")
+    stages.make(whole, "sft")
+    real = RunLog.log
+
+    def interrupt(self, stage: str, step: int, **values: object) -> None:
+        real(self, stage, step, **values)
+        if (stage, step) == ("sft", 2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunLog, "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stages.make(parts, "sft")
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, "share_out", lambda threads, device: 1)
+    assert parts.latest().name == "sft-2" and not parts.stage_done("sft") and parts.stage_done("pretrain")
+    capsys.readouterr()
+    stages.make(parts, "sft")
+    assert "sft: going on" in capsys.readouterr().err
+    one, other = weights(whole, "sft"), weights(parts, "sft")
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    rows = [row for row in lines(parts.ledger_path) if row["stage"] == "sft"]
+    assert len(rows) == 2 and parts.summary["sft"]["tokens"] == sum(row["tokens"] for row in rows)
+    assert parts.summary["sft"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    # Nothing is trained twice: together the parts read as many tokens as the whole.
+    assert parts.summary["sft"]["tokens"] == whole.summary["sft"]["tokens"]
+
+
+def test_two_processes_never_work_on_one_run(make_run, quiet):
+    run = make_run()
+    with run.lock(), pytest.raises(RunError, match="another process is working on"):
+        stages.make(run)
+
+
+def test_a_full_disk_leaves_what_was_saved_and_the_line_goes_on(make_run, quiet, monkeypatch):
+    run = make_run()
+    stages.make(run, "tokenizer")
+    real, calls = resume.save_file, []
+
+    def full(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(resume, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*earlier checkpoints are untouched"):
+        stages.make(run, "pretrain")
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["pretrain-3"]
+    stages.make(run, "pretrain")
+    assert run.latest().name == "pretrain-6" and run.stage_done("pretrain")
+    assert len([row for row in lines(run.ledger_path) if row["stage"] == "pretrain"]) == 2
+
+
+@pytest.mark.parametrize("lost", ["corpus", "tokenizer"])
+def test_a_run_that_lost_what_it_stands_on_says_what_to_do(make_run, quiet, lost):
+    run = make_run()
+    stages.make(run, "tokenizer")
+    (file,) = [f for f in (run.folder / lost).iterdir() if f.name in ("tokens.safetensors", "tokenizer.json")]
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises((DataError, CheckpointError), match=rf"{lost}.*(missing or damaged|not a tokenizer)"):
+        stages.make(run, "pretrain")
+
+
+def test_ones_own_text_is_read_and_an_empty_folder_is_told(make_run, quiet, tmp_path):
+    (tmp_path / "text").mkdir()
+    sources = {"data__sources": str(tmp_path / "text")}
+    with pytest.raises(DataError, match=r"text has no \.txt or \.jsonl file in it: put text there"):
+        stages.make(make_run("empty", **sources))
+    words = [f"{a} and {b} make {a + b}." for a in range(20) for b in range(20)]
+    (tmp_path / "text" / "sums.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    run = make_run("own", **sources)
+    stages.make(run, "pretrain")
+    assert run.summary["tokenizer"]["documents"] == 400 and run.summary["pretrain"]["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"tokenizer__vocab_size": 400}, "tokenizer.vocab_size = 400, but the model .* has rows for 320 tokens"),
+        ({"data__sequence_tokens": 4096}, "data.sequence_tokens = 4096 is more than the model's context of 128"),
+        ({"device": "cuda"}, "torch finds no CUDA device here"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_before_anything_is_made(make_run, quiet, monkeypatch, changes, complaint):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = make_run(**changes)
+    with pytest.raises(ConfigError, match=complaint):
+        stages.make(run)
+    assert run.summary == {} and not run.ledger_path.exists()
+    if "device" not in changes:
+        with pytest.raises(ConfigError, match=complaint):
+            stages.dry_run(run.recipe)
+
+
+@pytest.mark.parametrize("model", ["laptop", "one-gpu", "deepseek-v3"])
+def test_a_dry_run_describes_any_size_and_makes_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretrain = {"steps": 100, "batch_sequences": 8}
+    start_s = time.process_time()
+    plan = stages.dry_run(Recipe.model_validate({"model": model, "pretrain": pretrain, "grpo": {"minutes": 2.0}}))
+    assert time.process_time() - start_s < 5, "nothing of the model's size is allocated"
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(json.dumps(plan)) == plan
+    assert plan["model"] == model and plan["active_parameters"] <= plan["parameters"]
+    if model == "deepseek-v3":
+        assert plan["parameters"] / 1e9 == pytest.approx(671.026, abs=0.001)
+        assert plan["active_parameters"] / 1e9 == pytest.approx(37.552, abs=0.001)
+    assert plan["weights_bytes"] == 4 * (plan["parameters"] + plan["mtp_parameters"])
+    assert plan["training_state_bytes"] == 4 * plan["weights_bytes"]
+    assert plan["pretrain_tokens_per_step"] == 8 * 128 and plan["pretrain_tokens"] == 100 * 8 * 128
+    assert plan["pretrain_flops"] == plan["pretrain_tokens"] * plan["training_flops_per_token"]
+    assert (plan["grpo_steps"], plan["grpo_minutes"], plan["sft_steps"]) == (None, 2.0, None)
+    assert math.isfinite(plan["training_flops_per_token"])
+
+
+def test_a_dry_run_of_a_budget_in_minutes_promises_no_tokens():
+    plan = stages.dry_run(Recipe.model_validate({"pretrain": {"minutes": 3.0}}))
+    assert plan["pretrain_steps"] is plan["pretrain_tokens"] is plan["pretrain_flops"] is None
+    assert plan["pretrain_minutes"] == 3.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_training_state_is_as_large_as_a_dry_run_says(make_run, dtype):
+    run = make_run(dtype=dtype)
+    model = empty_model(load_preset(run.recipe.model), dtype=dtype)
+    state = Optimiser(model, OptimiserSettings(name="adamw")).state_dict()
+    kept = [tensor for group in STATE for tensor in state[group].values()]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.parameters(), *kept])
+    assert stages.dry_run(run.recipe)["training_state_bytes"] == held

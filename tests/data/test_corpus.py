@@ -68,20 +68,31 @@ def test_worked_problems_are_solved_right_and_never_held_out(monkeypatch):
         assert task.check(problem, answer) and task.audit(problem, "\n".join(thinking))
 
 
-@pytest.mark.parametrize("name", environments())
-def test_no_held_out_problem_is_asked_and_none_is_answered_in_a_line(name):
-    """Neither as a document's question nor, where a line says `question=answer`, as a line of a longer solution.
+def given_away(text: str, held_out: set[str]) -> list[str]:
+    """Return the lines of a document that ask a held-out problem, or answer one as `question=answer`.
 
     A longer problem may well begin with a shorter one: only what is asked or answered counts.
     """
+    prompt, asked, _ = text.partition(BETWEEN)
+    lines = [prompt] if asked else []
+    return [line for line in (*lines, *text.splitlines()) if line.partition("=")[0] in held_out]
+
+
+@pytest.mark.parametrize("name", environments())
+def test_no_held_out_problem_is_asked_and_none_is_answered_in_a_line(name):
     task = load_environment(name)
     held_out = {p.prompt for split in ("test", "development") for p in distinct_problems(task, 300, 0, None, split)}
     assert len(held_out) > 100
     for text in documents(0, 1500 if name != "countdown" else 200, [task]):
-        prompt, asked, _ = text.partition(BETWEEN)
-        assert not asked or prompt not in held_out
-        for line in text.splitlines():
-            assert line.partition("=")[0] not in held_out, line
+        assert given_away(text, held_out) == []
+
+
+def test_what_gives_a_problem_away_is_found():
+    held_out = {"56+2+7", "1\n2"}
+    assert given_away("56+2+7 think aloud\n56+2=58\n58+7=65\n65\n", held_out) == ["56+2+7"]
+    assert given_away("1\n2 think aloud\n3\n", held_out) == ["1\n2"]
+    assert given_away("56+2+7+3 think aloud\n56+2+7=65\n65+3=68\n68\n", held_out) == ["56+2+7=65"]
+    assert given_away("56+2+7+3 think aloud\n56+2=58\n58+7=65\n65+3=68\n68\n", held_out) == []
 
 
 def test_levels_narrow_the_worked_problems():

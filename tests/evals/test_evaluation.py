@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import leanseek.engine.pool as pool
 from leanseek.checkpoint.directory import save_model
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import load_environment
@@ -59,7 +60,8 @@ def test_the_newest_checkpoint_of_each_stage_is_measured(run, make_model, tiny_t
     assert len(set(replies)) > 1
 
 
-def test_workers_change_nothing(run, tiny_tokenizer):
+def test_workers_change_nothing(run, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(pool, "LEAST_SAMPLES", 1)
     one, two = (
         evaluate_run(run, tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0), workers) for workers in (1, 2)
     )

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import leanseek.engine.pool as pool
 from leanseek.envs.environment import Environment, Episode, Problem, Turn
 from leanseek.messages import Message
 
@@ -29,7 +30,7 @@ class Even(Environment):
         prompt = str(rng.randrange(10**level, 10 ** (level + 1)))
         return Problem(self.name, level, prompt, {"answer": 0}, prompt)
 
-    def solution(self, problem: Problem, rng: random.Random, skip: float = 0.0) -> Message:
+    def solution(self, problem: Problem, rng: random.Random) -> Message:
         return Message("assistant", "ab", "cd")
 
     def check(self, problem: Problem, answer: str) -> bool:
@@ -40,6 +41,12 @@ class Even(Environment):
 
     def start(self, problem: Problem) -> Episode:
         return EvenEpisode(self, problem)
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few samples are enough for an engine of its own here."""
+    monkeypatch.setattr(pool, "LEAST_SAMPLES", 1)
 
 
 @pytest.fixture

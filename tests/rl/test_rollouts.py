@@ -65,6 +65,22 @@ def test_replies_to_a_prompt_differ_and_so_do_replies_of_steps(tiny_model, tiny_
     assert len(replies) > 24 and len(set(replies)) == len(replies)
 
 
+def test_no_two_samples_of_a_run_are_drawn_with_the_same_luck(tiny_model, tiny_tokenizer, even, monkeypatch):
+    seeds: list[int] = []
+
+    def attempt(engine, problems, params, *, environments):
+        # As evals.attempts has it: reply j of problem i draws with seed + i * n + j.
+        seeds.extend(params.seed + i * params.n + j for i in range(len(problems)) for j in range(params.n))
+        return [None] * (len(problems) * params.n)
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    for seed in range(2):
+        rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], seed=seed)
+        for step in range(50):
+            rollouts._attempts(step)
+    assert len(set(seeds)) == len(seeds) == 2 * 50 * 16
+
+
 def test_environments_come_in_turn_with_training_problems_of_their_levels():
     tasks = [load_environment(name) for name in ("running_total", "largest", "grid_walk")]
     settings = GrpoSettings(prompts_per_step=8)

@@ -47,6 +47,17 @@ def test_demo(run, capsys, monkeypatch):
     assert f".venv/bin/leanseek serve {run.folder}" in out
 
 
+def test_levels_go_by_the_tasks_own_name(tmp_path, tiny_model, tiny_tokenizer, capsys):
+    """Also where the recipe names the task by its module, as in training."""
+    recipe = Recipe(environments=("leanseek.envs.largest",), levels={"largest": (5,)})
+    made = Run.create(tmp_path / "dotted", recipe)
+    save_model(tiny_model, made.checkpoint("sft", 1), tiny_tokenizer)
+    demo(made.folder, questions=2)
+    out = capsys.readouterr().out
+    problems = load_environment("largest").problems("test", 0, (5,))
+    assert all(next(problems).prompt in out for _ in range(2))
+
+
 def test_demo_refuses(run, tmp_path):
     with pytest.raises(UsageError, match="questions = 0"):
         demo(run.folder, questions=0)

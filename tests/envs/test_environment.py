@@ -85,7 +85,7 @@ def test_environments_are_found_by_file_and_by_dotted_name():
     ("name", "said"),
     [
         ("cuontdown", "did you mean countdown"),
-        ("no.such.module", "cannot be imported"),
+        ("no.such.module", "cannot be imported: .*; python -m leanseek also looks in the current folder"),
         ("leanseek.envs.validate", "has 0 environments"),
     ],
 )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from leanseek.envs.environment import Problem
 from leanseek.envs.grid_walk import SIDE, GridWalk
 
@@ -23,7 +25,7 @@ def test_walks_stay_on_the_grid():
 
 
 def test_a_solution_takes_a_line_per_move():
-    assert TASK.solution(ONE, random.Random(0)).reasoning_content.count("\n") == 1
+    assert TASK.solution(ONE, random.Random(0)).reasoning_content == "6,4 up3=6,7\n6,7 left2=4,7"
 
 
 def test_the_audit_wants_every_move_in_order():
@@ -33,3 +35,19 @@ def test_the_audit_wants_every_move_in_order():
     assert not TASK.audit(ONE, "\n".join(lines[1:]))
     # Thinking that is right in itself, about other numbers.
     assert not TASK.audit(OTHER, "\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "6,4 up3 left2=4,7",  # two moves in a line
+        "6,4 up3=6,7",
+        "6,4 up3=6,7\n6,7 left2=4,7\n4,7 up0=4,7",
+        "6,4 up3=9,4\n9,4 left2=7,4",  # along the wrong axis
+        "6,4 up3=6,7\n6,4 left2=4,4",  # copied wrong
+        "6,4 up3=6,7\n6,7 right2=8,7",  # the wrong move
+        "6,4 up٣=6,7\n6,7 left2=4,7",  # a digit, but not one that models write
+    ],
+)
+def test_the_audit_stops_at_the_first_fault(text: str):
+    assert not TASK.audit(ONE, text)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from leanseek.envs.environment import Problem
 from leanseek.envs.largest import Largest
 
@@ -19,7 +21,7 @@ def test_numbers_are_distinct_and_the_answer_is_the_largest():
 
 
 def test_a_solution_takes_a_line_per_number():
-    assert TASK.solution(ONE, random.Random(0)).reasoning_content.count("\n") == 1
+    assert TASK.solution(ONE, random.Random(0)).reasoning_content == "17,42=42\n42,8=42"
 
 
 def test_the_audit_wants_every_number_in_order():
@@ -29,3 +31,19 @@ def test_the_audit_wants_every_number_in_order():
     assert not TASK.audit(ONE, "\n".join(lines[1:]))
     # Thinking that is right in itself, about other numbers.
     assert not TASK.audit(OTHER, "\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "17,42,8=42",  # two steps in a line
+        "17,42=42",
+        "17,42=42\n42,8=42\n42,8=42",
+        "17,42=17\n17,8=17",  # the smaller one
+        "17,42=42\n17,8=17",  # copied wrong
+        "17,42=42\n42,9=42",
+        "17,42=42\n42,٨=42",  # a digit, but not one that models write
+    ],
+)
+def test_the_audit_stops_at_the_first_fault(text: str):
+    assert not TASK.audit(ONE, text)

@@ -36,13 +36,15 @@ def test_a_solution_takes_a_line_per_step():
 @pytest.mark.parametrize(
     ("text", "sound"),
     [
-        ("2 17:8\n3 8:91", False),
+        ("1 17:42\n2 42:8\n3 8:91", True),
+        ("2 17:8\n3 8:91", False),  # two steps in a line
         ("1 17:8\n2 8:91", False),
         ("1 17:42\n2 42:8", False),
         ("1 5:17\n2 17:42\n3 42:8", False),
         ("1 17:42\n1 42:8\n3 8:91", False),
         ("1 17:42\n2 42:8\n3 8:91\n4 91:91", False),
         ("9 17:42", False),
+        ("1 17:42\n2 42:٨\n3 8:91", False),  # a digit, but not one that models write
     ],
 )
 def test_the_audit_follows_the_table(text: str, sound: bool):

@@ -25,13 +25,15 @@ def test_a_solution_takes_a_line_per_number():
 @pytest.mark.parametrize(
     ("text", "sound"),
     [
-        ("b8 c42=8 17 42", False),
+        ("b8=8 17\nc42=8 17 42", True),
+        ("b8 c42=8 17 42", False),  # two steps in a line
         ("b8=17 8\nc42=8 17 42", False),
         ("c42=17 42\nb8=8 17 42", False),
         ("b8=8 17", False),
         ("b9=9 17\nc42=9 17 42", False),
         ("b8 c42 d1=1 8 17 42", False),
         ("b8=8 17\nc42=8 42", False),
+        ("b٨=8 17\nc42=8 17 42", False),  # a digit, but not one that models write
     ],
 )
 def test_the_audit_wants_every_number_in_its_place(text: str, sound: bool):

@@ -38,6 +38,30 @@ def quiet(monkeypatch):
     monkeypatch.setattr(stages, "share_out", lambda threads, device: threads or 1)
 
 
+FAMILIES = {
+    "v2": {"model_type": "deepseek_v2", "n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"},
+    "v3.2": {"model_type": "deepseek_v32", "q_lora_rank": 6, "index_n_heads": 2, "index_head_dim": 6, "index_topk": 8},
+    "student": {"model_type": "qwen3", "num_attention_heads": 4, "num_key_value_heads": 2},
+    "llama": {"model_type": "llama", "attention_bias": True, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_every_family_are_made_and_judged(make_run, make_config, quiet, tmp_path, family):
+    config = make_config(num_nextn_predict_layers=int(family == "v3.2"), **FAMILIES[family])
+    path = tmp_path / f"{config.model_type}.json"
+    path.write_text(json.dumps(config.to_dict()))
+    run = make_run("other", model=str(path))
+    stages.make(run)
+    before, after = load_model(run.latest("pretrain")), load_model(run.latest("sft"))
+    changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    # The attention learns under an indexer that stays as it is.
+    assert changed == {name for name, _ in after.named_parameters() if "indexer" not in name}
+    assert after.config.to_dict()["architectures"] == config.to_dict()["architectures"]
+    assert run.summary["grpo"].get("logprob_gap", 0) < 1e-4
+    assert run.summary["accuracy"].keys() == TASKS
+
+
 def test_the_whole_line(make_run, quiet, capsys):
     run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
     stages.make(run)

@@ -36,6 +36,8 @@ def entries(model: Transformer) -> Iterator[Entry]:
     The module stacks a layer's experts ([E, 2F, D] and [E, D, F]); files hold each expert on its own.
     """
     for name, tensor in model.state_dict(keep_vars=False).items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue  # one tensor with the embedding, under whose name files have it
         match = _STACKED.fullmatch(name)
         if match is None:
             yield Entry(name, tensor)

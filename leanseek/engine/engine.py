@@ -51,13 +51,14 @@ class Engine:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.chat = ChatFormat(tokenizer) if tokenizer is not None else None
         self.max_context_tokens = min(max_context_tokens or 1 << 30, self.config.max_position_embeddings)
-        self.record_experts = record_experts
         moe_layers = len(model.moe_layers) if record_experts else 0
+        self.record_experts = moe_layers > 0
         per_token = self.config.num_experts_per_tok
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
         specs = model.cache_specs()[: self.config.num_hidden_layers]
         self._cache = ContiguousCache(specs, max_batch, self.max_context_tokens, model.device)
         self._decoder = Decoder(model) if Decoder.suits(model) else None
+        self._ends = torch.tensor(self.config.eos_token_ids, device=model.device)
         self._waiting: deque[Sample] = deque()
         self._finished: list[Output] = []
         self._logprobs_S = torch.empty(0)  # of the newest tokens
@@ -275,7 +276,9 @@ class Engine:
             for row in (rows.place[start:end] >= rows.limit[start:end]).nonzero().squeeze(1).tolist():
                 reasons[start + row] = "length"
         if rows.any_stops_at_eos:
-            at_eos = (rows.last[start:end] == self.config.eos_token_id) & rows.stops_at_eos[start:end]
+            last = rows.last[start:end]
+            ends = last == self._ends if self._ends.numel() == 1 else torch.isin(last, self._ends)
+            at_eos = ends & rows.stops_at_eos[start:end]
             for row in at_eos.nonzero().squeeze(1).tolist():
                 reasons[start + row] = "stop"
         if not math.isfinite(float(self._logprobs_S.sum())):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from leanseek.kernels.attention import absorbed_attention, expanded_attention
+from leanseek.kernels.attention import absorbed_attention
 from leanseek.kernels.rope import rotate, yarn_mscale
 from leanseek.model.cache import CacheView
 from leanseek.model.config import ModelConfig
+from leanseek.model.indexer import Indexed, Indexer
 from leanseek.model.layers import Linear, RMSNorm
+from leanseek.model.packing import attend_packed, attend_rows, in_rows, out_of_rows
 from leanseek.model.segments import Segments
 
 
-class Attention(nn.Module):
+class LatentAttention(nn.Module):
     """MLA: keys and values are rebuilt from one cached latent per token, plus one rope key for all heads.
 
-    Source: DeepSeek-V2 report section 2.1; DeepSeek-V3 inference/model.py.
+    With an indexer (V3.2) each token attends to the `index_topk` tokens alone that the indexer scores highest.
+
+    Source: DeepSeek-V2 report section 2.1; DeepSeek-V3 inference/model.py; DeepSeek-V3.2-Exp report section 2.1.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -27,6 +31,7 @@ class Attention(nn.Module):
         self.latent = config.kv_lora_rank
         # YaRN's temperature enters squared, once for q and once for k, whatever the context length.
         self.scale = config.qk_head_dim**-0.5 * yarn_mscale(config.yarn, "mscale_all_dim") ** 2
+        self.absorb_up_to = absorb_up_to(config)
         if config.q_lora_rank is None:
             self.q_proj = Linear(config.hidden_size, heads * config.qk_head_dim)
         else:
@@ -37,6 +42,7 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.rms_norm_eps)
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (self.nope + self.value))
         self.o_proj = Linear(heads * self.value, config.hidden_size)
+        self.indexer = Indexer(config) if config.index_topk else None
 
     def forward(
         self,
@@ -52,86 +58,117 @@ class Attention(nn.Module):
             x_TD: normed hidden states.
             rotations_TR: complex rope factors of the tokens' positions.
             segments: what belongs together.
-            cache: where latents are kept, or None.
+            cache: where latents (and the indexer's keys behind them) are kept, or None.
             layer: this layer's index in the cache.
         Returns:
             [T, D].
         """
         tokens = x_TD.shape[0]
-        q_nope_THN, q_rope_THR = self._queries(x_TD, rotations_TR)
+        q_latent_TQ = None if hasattr(self, "q_proj") else self.q_a_layernorm(self.q_a_proj(x_TD))
+        q_TX = self.q_proj(x_TD) if q_latent_TQ is None else self.q_b_proj(q_latent_TQ)
+        q_THX = q_TX.view(-1, self.heads, self.nope + self.rope)
+        q_nope_THN, q_rope_THR = q_THX.split((self.nope, self.rope), dim=-1)
+        q_rope_THR = rotate(q_rope_THR, rotations_TR)
         compressed = self.kv_a_proj_with_mqa(x_TD)
         latent_TL = self.kv_a_layernorm(compressed[:, : self.latent])
         k_rope_TR = rotate(compressed[:, self.latent :].unsqueeze(1), rotations_TR)
+        indexed = None
+        if self.indexer is not None and (cache is not None or segments.longest > self.indexer.topk):
+            assert q_latent_TQ is not None, "a config with an indexer has a q_lora_rank"
+            indexed = self.indexer(x_TD, q_latent_TQ, rotations_TR)
         if cache is not None:
-            cache.write(layer, torch.cat((latent_TL, k_rope_TR.squeeze(1)), dim=-1), segments)
-        if cache is not None and segments.cached_lengths is not None:
-            out_THV = self._absorbed(q_nope_THN, q_rope_THR, segments, cache, layer)
+            entry = [latent_TL, k_rope_TR.squeeze(1)]
+            cache.write(layer, torch.cat(entry if indexed is None else [*entry, indexed.key_TI], dim=-1), segments)
+        if cache is None or segments.cached_lengths is None:
+            out_THV = self._expanded(q_nope_THN, q_rope_THR, latent_TL, k_rope_TR, segments, indexed)
+        elif max(segments.lengths) <= self.absorb_up_to:
+            out_THV = self._absorbed(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
         else:
-            out_THV = self._expanded(q_nope_THN, q_rope_THR, latent_TL, k_rope_TR, segments)
+            out_THV = self._expanded_cache(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
         return self.o_proj(out_THV.reshape(tokens, self.heads * self.value))
 
-    def _queries(self, x_TD: Tensor, rotations_TR: Tensor) -> tuple[Tensor, Tensor]:
-        if hasattr(self, "q_proj"):
-            q = self.q_proj(x_TD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
-        q_nope_THN, q_rope_THR = q.view(-1, self.heads, self.nope + self.rope).split((self.nope, self.rope), dim=-1)
-        return q_nope_THN, rotate(q_rope_THR, rotations_TR)
-
     def _expanded(
-        self, q_nope_THN: Tensor, q_rope_THR: Tensor, latent_TL: Tensor, k_rope_TR: Tensor, segments: Segments
+        self,
+        q_nope_THN: Tensor,
+        q_rope_THR: Tensor,
+        latent_TL: Tensor,
+        k_rope_TR: Tensor,
+        segments: Segments,
+        indexed: Indexed | None,
     ) -> Tensor:
         """Rebuild every head's keys and values, then attend as plain multi-head attention."""
-        kv_THX = self.kv_b_proj(latent_TL).view(-1, self.heads, self.nope + self.value)
-        k_nope_THN, v_THV = kv_THX.split((self.nope, self.value), dim=-1)
+        k_nope_THN, v_THV = self._rebuilt(latent_TL)
         q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
         k_THD = torch.cat((k_nope_THN, k_rope_TR.expand(-1, self.heads, -1)), dim=-1)
-        return _attend_packed(q_THD, k_THD, v_THV, segments, self.scale)
+        narrows = indexed is not None and segments.longest > indexed.topk
+        choose = indexed.choose_packed if indexed is not None and narrows else None
+        return attend_packed(q_THD, k_THD, v_THV, segments, self.scale, choose)
 
     def _absorbed(
-        self, q_nope_THN: Tensor, q_rope_THR: Tensor, segments: Segments, cache: CacheView, layer: int
+        self,
+        q_nope_THN: Tensor,
+        q_rope_THR: Tensor,
+        segments: Segments,
+        cache: CacheView,
+        layer: int,
+        indexed: Indexed | None,
     ) -> Tensor:
         """Move the key up-projection to the query and the value's to the output; the cache stays compressed."""
         sequences, queries = len(segments.lengths), max(segments.lengths)
         up_HXL = self.kv_b_proj.weight.view(self.heads, self.nope + self.value, self.latent)
         q_HTL = torch.bmm(q_nope_THN.transpose(0, 1), up_HXL[:, : self.nope])
-        q_THC = torch.cat((q_HTL.transpose(0, 1), q_rope_THR), dim=-1)
-        longest = segments.longest
-        latents_SKC = cache.read(layer, longest, segments)
-        ragged = segments.tokens != sequences * queries
-        if ragged:
-            own_T = segments.positions_T - segments.first_positions_S[segments.segment_T]
-            place_T = segments.segment_T * queries + own_T
-            padded = q_THC.new_zeros(sequences * queries, *q_THC.shape[1:])
-            q_THC = padded.index_copy_(0, place_T, q_THC)
+        q_SQHC = in_rows(torch.cat((q_HTL.transpose(0, 1), q_rope_THR), dim=-1), segments)
+        entries_SKC = cache.read(layer, segments.longest, segments)
+        latents_SKC = entries_SKC[..., : self.latent + self.rope]
+        if indexed is not None and segments.longest > indexed.topk:
+            keys_SKI = entries_SKC[..., self.latent + self.rope :]
+            if queries == 1:
+                latents_SKC, hidden_SMK = indexed.gather(keys_SKI, latents_SKC, segments)
+            else:
+                hidden_SMK = indexed.hidden_rows(keys_SKI, segments).repeat_interleave(self.heads, dim=1)
+        else:
+            hidden_SMK = segments.hidden_SMK(queries, segments.longest, self.heads)
         latent_SML = absorbed_attention(
-            q_THC.reshape(sequences, queries * self.heads, -1),
-            latents_SKC,
-            segments.hidden_SMK(queries, longest, self.heads),
-            self.scale,
-            self.latent,
+            q_SQHC.reshape(sequences, queries * self.heads, -1), latents_SKC, hidden_SMK, self.scale, self.latent
         )
-        latent_THL = latent_SML.reshape(-1, self.heads, self.latent)
-        if ragged:
-            latent_THL = latent_THL.index_select(0, place_T)
+        latent_THL = out_of_rows(latent_SML.view(sequences, queries, self.heads, self.latent), segments)
         return torch.bmm(latent_THL.transpose(0, 1), up_HXL[:, self.nope :].transpose(1, 2)).transpose(0, 1)
 
+    def _expanded_cache(
+        self,
+        q_nope_THN: Tensor,
+        q_rope_THR: Tensor,
+        segments: Segments,
+        cache: CacheView,
+        layer: int,
+        indexed: Indexed | None,
+    ) -> Tensor:
+        """Rebuild the cached tokens' keys and values: pays where many new tokens share them."""
+        entries_SKC = cache.read(layer, segments.longest, segments)
+        latents_SKL, k_rope_SKR = entries_SKC[..., : self.latent + self.rope].split((self.latent, self.rope), dim=-1)
+        k_nope, v = self._rebuilt(latents_SKL.reshape(-1, self.latent))
+        rows = (*entries_SKC.shape[:2], self.heads)
+        k_SKHD = torch.cat((k_nope.view(*rows, -1), k_rope_SKR.unsqueeze(2).expand(*rows, -1)), dim=-1)
+        if indexed is not None and segments.longest > indexed.topk:
+            visible_SQK = ~indexed.hidden_rows(entries_SKC[..., self.latent + self.rope :], segments)
+        else:
+            visible_SQK = segments.visible_SQK()
+        q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
+        return attend_rows(q_THD, k_SKHD, v.reshape(*rows, -1), visible_SQK, segments, self.scale)
 
-def _attend_packed(q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, segments: Segments, scale: float) -> Tensor:
-    """Causal attention inside each segment and its prefix; [T, H, V]."""
-    if segments.uniform is not None:
-        shape = (len(segments.lengths), segments.uniform, q_THD.shape[1])
-        out = expanded_attention(q_THD.view(*shape, -1), k_THD.view(*shape, -1), v_THV.reshape(*shape, -1), None, scale)
-        return out.reshape(v_THV.shape)
-    pieces = []
-    for group in segments.groups:
-        shape = (group.keys_SK.shape[0], -1, q_THD.shape[1])
-        out = expanded_attention(
-            q_THD.index_select(0, group.queries_SQ.reshape(-1)).view(*shape, q_THD.shape[-1]),
-            k_THD.index_select(0, group.keys_SK.reshape(-1)).view(*shape, k_THD.shape[-1]),
-            v_THV.index_select(0, group.keys_SK.reshape(-1)).view(*shape, v_THV.shape[-1]),
-            group.visible_SQK,
-            scale,
-        )
-        pieces.append(out.reshape(-1, *v_THV.shape[1:]))
-    return torch.cat(pieces).index_select(0, segments.places_T)
+    def _rebuilt(self, latent_TL: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every head's keys without position and values, [T, H, N] and [T, H, V]."""
+        kv_THX = self.kv_b_proj(latent_TL).view(-1, self.heads, self.nope + self.value)
+        k_nope_THN, v_THV = kv_THX.split((self.nope, self.value), dim=-1)
+        return k_nope_THN, v_THV
+
+
+def absorb_up_to(config: ModelConfig) -> int:
+    """Return the most new tokens of a text for which absorbed attention over its cache multiplies less.
+
+    Rebuilding a cached token's keys and values costs L (N + V) a head once; an absorbed query costs
+    (2 L + R) - (N + R + V) a head and key more than an expanded one. `bench/absorbed.py` has the measured crossing.
+    """
+    rebuilding = config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
+    more = 2 * config.kv_lora_rank - config.qk_nope_head_dim - config.v_head_dim
+    return rebuilding // more if more > 0 else config.max_position_embeddings

@@ -12,6 +12,8 @@ MULTIPLY_ADD = 2
 # A backward pass multiplies twice for each product of the forward pass: once for the inputs' gradient,
 # once for the weights'.
 TRAINING_PASSES = 3
+# Numbers that share a scale in DeepSeek's FP8 forms.
+FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Parameters:
     """Parameters of a model by part. The router's balancing bias, which no gradient reaches, is not counted.
 
     Args:
-        embedding: rows of the vocabulary that go in.
-        attention: the main layers' projections and their inner norms.
+        embedding: rows of the vocabulary that go in; 0 where they are the head's.
+        attention: the main layers' projections and their inner norms, with the indexer of V3.2.
         dense_mlp: the first layers' MLPs.
         routed_experts, active_experts: of the MoE layers: all, and those that one token uses.
         shared_experts, router: of the MoE layers.
@@ -75,14 +77,15 @@ class Parameters:
 def parameters(config: ModelConfig) -> Parameters:
     """Count a model's parameters.
 
-    Source: shapes in DeepSeek-V3 README_WEIGHTS.md; V3 gives 671.026 B, 37.552 B active, 11.61 B for MTP.
+    Source: shapes in DeepSeek-V3 README_WEIGHTS.md; V3 gives 671.026 B, 37.552 B active, 11.61 B for MTP;
+    V2-Lite 15.706 B, V2 235.741 B, and V3.2's indexers add 0.85 B.
     """
     dim, vocabulary = config.hidden_size, config.vocab_size * config.hidden_size
     layers, moe_layers = config.num_hidden_layers, _moe_layers(config)
     expert = 3 * dim * config.moe_intermediate_size
     shared = config.n_shared_experts * expert
     router = config.n_routed_experts * dim
-    attention = _attention_products(config) + _attention_norms(config)
+    attention = _attention_products(config) + _attention_vectors(config)
     mtp = mtp_active = 0
     if config.num_nextn_predict_layers:
         # The block and its two norms, enorm, hnorm, the norm before the head, and eh_proj.
@@ -92,7 +95,7 @@ def parameters(config: ModelConfig) -> Parameters:
         mtp = besides + (config.n_routed_experts * expert + shared + router if moe else dense)
         mtp_active = besides + (config.num_experts_per_tok * expert + shared + router if moe else dense)
     return Parameters(
-        embedding=vocabulary,
+        embedding=0 if config.tie_word_embeddings else vocabulary,
         attention=layers * attention,
         dense_mlp=(layers - moe_layers) * 3 * dim * config.intermediate_size,
         routed_experts=moe_layers * config.n_routed_experts * expert,
@@ -122,6 +125,8 @@ def causal_pairs(lengths: Iterable[int], before: Iterable[int] | None = None) ->
 def forward_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None) -> int:
     """Count a forward pass of the main model with expanded attention: matrix products only.
 
+    Attention that an indexer narrows down is counted whole, as it is computed here: left out pairs are masked.
+
     Args:
         config: the model's.
         tokens: tokens that the layers read.
@@ -131,7 +136,7 @@ def forward_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: 
     """
     head = tokens if head_tokens is None else head_tokens
     products = tokens * _layer_products(config) + head * config.vocab_size * config.hidden_size
-    scores = config.num_hidden_layers * pairs * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    scores = config.num_hidden_layers * pairs * _score_products(config)
     return MULTIPLY_ADD * (products + scores)
 
 
@@ -148,7 +153,7 @@ def mtp_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int 
         return 0
     dim, head = config.hidden_size, tokens if head_tokens is None else head_tokens
     block = _attention_products(config) + _mlp_products(config, config.num_hidden_layers)
-    scores = pairs * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    scores = pairs * _score_products(config)
     return MULTIPLY_ADD * (tokens * (2 * dim * dim + block) + head * config.vocab_size * dim + scores)
 
 
@@ -156,6 +161,8 @@ def training_flops(
     config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None, mtp: bool = False
 ) -> int:
     """Count one forward and backward pass of a batch: three times the forward pass, nothing recomputed.
+
+    No gradient goes through an indexer, which is counted once.
 
     Args:
         config: the model's.
@@ -165,9 +172,12 @@ def training_flops(
         mtp: whether the MTP layer is trained too.
     """
     forward = forward_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
-    if mtp:
+    layers = config.num_hidden_layers
+    if mtp and config.num_nextn_predict_layers:
         forward += mtp_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
-    return TRAINING_PASSES * forward
+        layers += 1
+    index = MULTIPLY_ADD * layers * (tokens * _index_products(config) + pairs * _index_scores(config))
+    return TRAINING_PASSES * (forward - index) + index
 
 
 def training_flops_per_token(config: ModelConfig, context_tokens: int, *, mtp: bool = False) -> float:
@@ -185,15 +195,21 @@ def forward_flops_per_token(config: ModelConfig, context_tokens: int) -> float:
 
 
 def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
-    """Count one decoding step of one text by absorbed attention over `context_tokens` cached latents.
+    """Count one decoding step of one text over `context_tokens` cached ones.
 
-    The key and value up-projections, moved to the query and the output, multiply as much as `kv_b_proj`;
-    only the scores are wider (L + R) and so are the values (L).
+    In absorbed attention the key and value up-projections, moved to the query and the output, multiply as much as
+    `kv_b_proj`; only the scores are wider (L + R) and so are the values (L). An indexer scores all cached tokens
+    and leaves `index_topk` of them.
     """
     products = _layer_products(config) + config.vocab_size * config.hidden_size
-    width = config.cache_width + config.kv_lora_rank
-    scores = config.num_hidden_layers * context_tokens * config.num_attention_heads * width
-    return MULTIPLY_ADD * (products + scores)
+    if config.family.attention == "grouped":
+        scores = context_tokens * _score_products(config)
+    else:
+        attended = min(context_tokens, config.index_topk) if config.index_topk else context_tokens
+        scores = attended * config.num_attention_heads * (config.cache_width + config.kv_lora_rank)
+        if context_tokens > attended:
+            scores += context_tokens * _index_scores(config)
+    return MULTIPLY_ADD * (products + config.num_hidden_layers * scores)
 
 
 def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterable[Sequence[int]]) -> int:
@@ -205,7 +221,8 @@ def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterabl
         replies: per prompt, the tokens of each reply, the ending token included. The first comes from
             the prefill and the last is never read, so n tokens take n - 1 decoding steps.
     """
-    # Linear in the keys, so a reply's steps sum in closed form.
+    # Linear in the keys (up to index_topk of them, of which an indexer makes a cheaper line: an upper bound),
+    # so a reply's steps sum in closed form.
     fixed = decode_flops_per_token(config, 0)
     per_key = decode_flops_per_token(config, 1) - fixed
     total = 0
@@ -219,15 +236,19 @@ def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterabl
 
 
 def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp: bool = False) -> int:
-    """Return what the latent cache holds per token.
+    """Return what the cache holds per token: latents and index keys, or keys and values.
 
     Args:
         config: the model's.
-        bytes_per_number: 2 for bf16, 4 for fp32.
+        bytes_per_number: 2 for bf16, 4 for fp32; 1 for DeepSeek's FP8 form (FlashMLA's sparse format: e4m3 with a
+            scale in fp32 for 128 numbers, rope keys in bf16), which V3.2 caches 48,068 bytes a token in.
         mtp: whether the MTP layer's cache is counted too.
     """
     layers = config.num_hidden_layers + (config.num_nextn_predict_layers if mtp else 0)
-    return layers * config.cache_width * bytes_per_number
+    if bytes_per_number > 1 or config.family.attention == "grouped":
+        return layers * (config.cache_width + config.index_head_dim) * bytes_per_number
+    scales = -(-config.kv_lora_rank // FP8_BLOCK) + -(-config.index_head_dim // FP8_BLOCK)
+    return layers * (config.kv_lora_rank + config.index_head_dim + 4 * scales + 2 * config.qk_rope_head_dim)
 
 
 def _moe_layers(config: ModelConfig) -> int:
@@ -237,16 +258,44 @@ def _moe_layers(config: ModelConfig) -> int:
 def _attention_products(config: ModelConfig) -> int:
     """Weights of one layer's attention that a token is multiplied by."""
     dim, heads = config.hidden_size, config.num_attention_heads
+    if config.family.attention == "grouped":
+        return 2 * dim * (heads + config.num_key_value_heads) * config.head_dim
     if config.q_lora_rank is None:
         query = dim * heads * config.qk_head_dim
     else:
         query = config.q_lora_rank * (dim + heads * config.qk_head_dim)
     key_value = dim * config.cache_width + config.kv_lora_rank * heads * (config.qk_nope_head_dim + config.v_head_dim)
-    return query + key_value + heads * config.v_head_dim * dim
+    return query + key_value + heads * config.v_head_dim * dim + _index_products(config)
 
 
-def _attention_norms(config: ModelConfig) -> int:
-    return config.kv_lora_rank + (config.q_lora_rank or 0)
+def _attention_vectors(config: ModelConfig) -> int:
+    """Weights of one layer's inner norms and biases."""
+    if config.family.attention != "grouped":
+        return config.kv_lora_rank + (config.q_lora_rank or 0) + 2 * config.index_head_dim
+    norms = 2 * config.head_dim if config.family.query_key_norm else 0
+    biases = 0
+    if config.attention_bias or config.family.query_bias:
+        biases += (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    return norms + biases + (config.hidden_size if config.attention_bias else 0)
+
+
+def _score_products(config: ModelConfig) -> int:
+    """Multiplications of one layer for each pair of a query and a key, keys and values expanded."""
+    heads = config.num_attention_heads
+    if config.family.attention == "grouped":
+        return 2 * heads * config.head_dim
+    return heads * (config.qk_head_dim + config.v_head_dim) + _index_scores(config)
+
+
+def _index_products(config: ModelConfig) -> int:
+    """Weights of one layer's indexer that a token is multiplied by; 0 without one."""
+    query = (config.q_lora_rank or 0) * config.index_n_heads * config.index_head_dim
+    return query + config.hidden_size * (config.index_head_dim + config.index_n_heads)
+
+
+def _index_scores(config: ModelConfig) -> int:
+    """Multiplications of one layer's indexer for each pair of a query and a key."""
+    return config.index_n_heads * config.index_head_dim
 
 
 def _mlp_products(config: ModelConfig, layer: int) -> int:

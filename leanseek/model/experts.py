@@ -41,27 +41,32 @@ class Routing:
 
 
 def choose_experts(
-    scores_TE: Tensor, bias_E: Tensor, num_experts_per_tok: int, n_group: int, topk_group: int
+    scores_TE: Tensor,
+    bias_E: Tensor | None,
+    num_experts_per_tok: int,
+    n_group: int,
+    topk_group: int,
+    group_best: int = 2,
 ) -> Tensor:
-    """Choose each token's experts by biased score, inside its best groups (DeepSeek-V3 routing).
+    """Choose each token's experts by biased score, inside its best groups.
 
     The bias decides only who is chosen; mixing weights come from the unbiased scores, so that balancing
     the load does not pull on the loss.
 
     Args:
-        scores_TE: router scores after the sigmoid; float32.
-        bias_E: load-balancing bias; float32, changed by `train.balance`, never by autograd.
+        scores_TE: router scores after the sigmoid or the softmax; float32.
+        bias_E: load-balancing bias; float32, changed by `train.balance`, never by autograd; None: V2 has none.
         num_experts_per_tok: K.
         n_group, topk_group: groups of experts, and how many a token may use.
+        group_best: a group is as good as the sum of that many of its best scores: 2 in V3, 1 in V2.
     Returns:
         experts_TK, int64.
     Source: DeepSeek-V3 report (arXiv 2412.19437) section 2.1.2; groups left out are masked with -inf.
     """
-    biased_TE = scores_TE.detach() + bias_E
+    biased_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
     if n_group > 1:
         grouped = biased_TE.view(-1, n_group, biased_TE.shape[1] // n_group)
-        best_two = min(2, grouped.shape[2])
-        group_scores = grouped.topk(best_two, dim=-1).values.sum(-1)
+        group_scores = grouped.topk(min(group_best, grouped.shape[2]), dim=-1).values.sum(-1)
         kept = torch.zeros_like(group_scores, dtype=torch.bool)
         kept.scatter_(1, group_scores.topk(topk_group, dim=-1).indices, True)
         biased_TE = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
@@ -71,17 +76,20 @@ def choose_experts(
 class Router(nn.Module):
     """Scores experts in fp32 and chooses a token's K."""
 
-    e_score_correction_bias: Tensor
+    e_score_correction_bias: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+        bias_E = torch.zeros(config.n_routed_experts, dtype=torch.float32) if config.topk_method == "noaux_tc" else None
+        self.register_buffer("e_score_correction_bias", bias_E)
 
     def forward(self, x_TD: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         """Return (weights_TK float32, experts_TK int64)."""
-        scores_TE = torch.sigmoid(F.linear(x_TD.float(), self.weight.float()))
+        logits_TE = F.linear(x_TD.float(), self.weight.float())
+        softmax = self.config.scoring_func == "softmax"
+        scores_TE = torch.softmax(logits_TE, dim=-1) if softmax else torch.sigmoid(logits_TE)
         if routing is None or routing.replay_TNK is None:
             experts_TK = self.choose(scores_TE)
         else:
@@ -98,8 +106,14 @@ class Router(nn.Module):
     def choose(self, scores_TE: Tensor) -> Tensor:
         """Return the experts that the scores and the bias choose, [T, K]."""
         config = self.config
+        greedy = config.topk_method == "greedy"
         return choose_experts(
-            scores_TE, self.e_score_correction_bias, config.num_experts_per_tok, config.n_group, config.topk_group
+            scores_TE,
+            self.e_score_correction_bias,
+            config.num_experts_per_tok,
+            1 if greedy else config.n_group,
+            config.topk_group,
+            2 if config.topk_method == "noaux_tc" else 1,
         )
 
     def weigh(self, scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
@@ -108,6 +122,8 @@ class Router(nn.Module):
         weights_TK = scores_TE.gather(1, experts_TK)
         if config.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+            if config.scoring_func == "softmax":  # V2 normalises or scales, never both
+                return weights_TK
         return weights_TK if config.routed_scaling_factor == 1.0 else weights_TK * config.routed_scaling_factor
 
 

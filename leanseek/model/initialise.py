@@ -22,6 +22,8 @@ def initialise(model: Transformer, seed: int) -> Transformer:
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
+        elif name.endswith(".bias"):
+            parameter.zero_()
         else:
             drawn = torch.randn(parameter.shape, generator=generator) * model.config.initializer_range
             parameter.copy_(drawn.to(parameter.dtype))

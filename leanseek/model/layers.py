@@ -1,4 +1,4 @@
-"""Layers without state of their own kind: RMSNorm, Linear, Embedding, SwiGLU."""
+"""Layers without state of their own kind: norms, Linear, Embedding, SwiGLU."""
 
 from __future__ import annotations
 
@@ -29,15 +29,33 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = W x without bias; W is [out, in], as checkpoints store it."""
+    """y = W x; W is [out, in], as checkpoints store it. Only dense students have a bias."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Multiply by the weight, transposed."""
-        return linear(x_TD, self.weight)
+        out_TD = linear(x_TD, self.weight)
+        return out_TD + self.bias if hasattr(self, "bias") else out_TD
+
+
+class LayerNorm(nn.Module):
+    """Normalisation to mean 0 and variance 1 in fp32, with a learnt scale and shift: of the indexer's keys."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        normed = F.layer_norm(x_TD.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(x_TD.dtype)
 
 
 class Embedding(nn.Module):

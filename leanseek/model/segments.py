@@ -209,6 +209,11 @@ class Segments:
                 self._hidden[key] = hidden if queries == 1 else hidden.repeat_interleave(heads, dim=1)
         return self._hidden[key]
 
+    def visible_SQK(self) -> Tensor:
+        """Return which cached keys each query may see, [S, queries, longest]; padded queries see what the last does."""
+        last_SQ = self.first_positions_S[:, None] + torch.arange(max(self.lengths), device=self.device)
+        return torch.arange(self.longest, device=self.device) <= last_SQ[:, :, None]
+
     @cached_property
     def _hidden(self) -> dict[tuple[int, int, int], Tensor | None]:
         return {}

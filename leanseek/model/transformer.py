@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from leanseek.kernels.rope import inverse_frequencies, rotations, yarn_mscale
-from leanseek.model.attention import Attention
+from leanseek.model.attention import LatentAttention
 from leanseek.model.cache import CacheSpec, CacheView
 from leanseek.model.config import ModelConfig
 from leanseek.model.experts import DeepSeekMoE, Routing
+from leanseek.model.grouped_attention import GroupedAttention
 from leanseek.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 from leanseek.model.segments import Segments
 
@@ -21,7 +22,8 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        grouped = config.family.attention == "grouped"
+        self.self_attn = GroupedAttention(config) if grouped else LatentAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp: DeepSeekMoE | SwiGLU
         if config.is_moe(layer):
@@ -85,7 +87,7 @@ class Body(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A DeepSeek-V3 model over packed tokens; its parameter names are the checkpoint's.
+    """A model of any family over packed tokens; its parameter names are the checkpoint's.
 
     The same call trains on documents, prefills a prompt and decodes a step: `Segments` says which.
 
@@ -98,6 +100,8 @@ class Transformer(nn.Module):
         self.config = config
         self.model = Body(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
         self._rotations: Tensor | None = None
 
     @property
@@ -120,7 +124,10 @@ class Transformer(nn.Module):
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """Return what each layer (the MTP layer last) stores per token."""
         dtype = "bfloat16" if self.lm_head.weight.dtype == torch.bfloat16 else "float32"
-        return tuple(CacheSpec("latent", self.config.cache_width, dtype) for _ in self.model.layers)
+        config = self.config
+        name = {"latent": "latent", "sparse": "latent and index key", "grouped": "keys and values"}
+        width = config.cache_width + config.index_head_dim
+        return tuple(CacheSpec(name[config.family.attention], width, dtype) for _ in self.model.layers)
 
     def forward(
         self,
@@ -182,10 +189,11 @@ class Transformer(nn.Module):
         table = self._rotations
         if table is None or table.shape[0] < needed or table.device != self.device:
             config = self.config
-            yarn = config.yarn
             size = max(256, 1 << (needed - 1).bit_length())
-            frequencies = inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, yarn).to(self.device)
-            magnitude = yarn_mscale(yarn, "mscale") / yarn_mscale(yarn, "mscale_all_dim")
+            frequencies = inverse_frequencies(
+                config.rope_dim, config.rope_theta, config.rope_scaling, config.rope_kind
+            ).to(self.device)
+            magnitude = yarn_mscale(config.yarn, "mscale") / yarn_mscale(config.yarn, "mscale_all_dim")
             table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
             self._rotations = table
         return table.index_select(0, positions_T)

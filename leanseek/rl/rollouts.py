@@ -96,7 +96,7 @@ class Rollouts:
             [output.token_ids for output in outputs],
             [output.logprobs or [] for output in outputs],
             advantages,
-            [output.experts for output in outputs] if self.settings.replay_routing else None,
+            [o.experts for o in outputs] if self.settings.replay_routing and outputs[0].experts is not None else None,
         )
 
     def _charge(self, attempts: Sequence[Attempt]) -> None:

@@ -29,6 +29,8 @@ def update_bias(model: Transformer, counts: list[Tensor], rate: float) -> None:
     if len(counts) > len(layers) and model.mtp_layer is not None and isinstance(model.mtp_layer.mlp, DeepSeekMoE):
         layers.append(model.mtp_layer.mlp)
     for layer, count_E in zip(layers, counts, strict=True):
+        if layer.gate.e_score_correction_bias is None:  # V2 is balanced by its loss alone
+            continue
         direction = torch.sign(count_E.float().mean() - count_E.float())
         layer.gate.e_score_correction_bias += rate * (direction - direction.mean())
 

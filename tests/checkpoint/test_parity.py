@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from leanseek.checkpoint.directory import load_model, save_model
@@ -30,16 +31,29 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.7,
 }
-SHAPES = {
-    "plain": {},
-    "query latent": {"q_lora_rank": 6},
-    "groups": {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "num_experts_per_tok": 3},
-    "all dense": {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0},
-    "all experts": {"first_k_dense_replace": 0, "n_shared_experts": 2},
-    "yarn": {"rope_scaling": YARN},
-    "yarn without mscale": {"rope_scaling": {k: v for k, v in YARN.items() if "mscale" not in k}},
-    "no mtp": {"num_nextn_predict_layers": 0, "norm_topk_prob": False},
-    "everything": {
+LLAMA = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+V2 = {"model_type": "deepseek_v2", "num_nextn_predict_layers": 0, "n_shared_experts": 2, "norm_topk_prob": False}
+# Fewer tokens are kept than the texts have; so many heads that hardly any two scores are equal.
+V32 = {"model_type": "deepseek_v32", "q_lora_rank": 10, "index_n_heads": 16, "index_head_dim": 6, "index_topk": 7}
+STUDENT = {"num_nextn_predict_layers": 0, "num_attention_heads": 4, "num_key_value_heads": 2}
+# Their plainest experts: the others refuse odd widths.
+EXPERTS = {"experts_implementation": "eager"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "v3": {},
+    "v3, query latent": {"q_lora_rank": 6},
+    "v3, groups": {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "num_experts_per_tok": 3},
+    "v3, all dense": {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0},
+    "v3, all experts": {"first_k_dense_replace": 0, "n_shared_experts": 2},
+    "v3, yarn": {"rope_scaling": YARN},
+    "v3, yarn without mscale": {"rope_scaling": {k: v for k, v in YARN.items() if "mscale" not in k}},
+    "v3, no mtp": {"num_nextn_predict_layers": 0, "norm_topk_prob": False},
+    "v3, everything": {
         "q_lora_rank": 10,
         "n_group": 2,
         "topk_group": 1,
@@ -48,6 +62,28 @@ SHAPES = {
         "rope_theta": 500.0,
         "rms_norm_eps": 1e-5,
     },
+    "v3, odd sizes": {"hidden_size": 27, "kv_lora_rank": 11, "v_head_dim": 7, "num_attention_heads": 3},
+    "v2 lite": V2,
+    "v2 lite, yarn": {**V2, "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
+    "v2": {
+        **V2,
+        "q_lora_rank": 6,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 16.0,
+        "rope_scaling": YARN,
+        "first_k_dense_replace": 0,
+    },
+    "v3.2": V32,
+    "v3.2, everything": {**V32, "n_group": 2, "topk_group": 1, "rope_scaling": YARN, "num_nextn_predict_layers": 0},
+    "v3.2, all kept": {**V32, "index_topk": 200},
+    "qwen 3": {**STUDENT, "model_type": "qwen3", "head_dim": 10},
+    "qwen 3, tied": {**STUDENT, "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "qwen 2": {**STUDENT, "model_type": "qwen2", "bos_token_id": None, "eos_token_id": [1, 2]},
+    "llama": {**STUDENT, "model_type": "llama"},
+    "llama, stretched": {**STUDENT, "model_type": "llama", "rope_scaling": LLAMA, "attention_bias": True},
 }
 
 
@@ -90,9 +126,9 @@ def test_a_saved_model_has_the_same_logits_in_transformers(tmp_path, make_model,
     model = make_model(seed=len(shape), **SHAPES[shape])
     save_model(model, tmp_path / "model")
     theirs, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", dtype=torch.float32, output_loading_info=True
+        tmp_path / "model", dtype=torch.float32, output_loading_info=True, **EXPERTS
     )
-    assert isinstance(theirs, DeepseekV3ForCausalLM)
+    assert [type(theirs).__name__] == model.config.to_dict()["architectures"]
     assert not report["missing_keys"] and not report["mismatched_keys"]
     mtp = f"model.layers.{model.config.num_hidden_layers}."
     assert all(key.startswith(mtp) for key in report["unexpected_keys"])
@@ -101,14 +137,15 @@ def test_a_saved_model_has_the_same_logits_in_transformers(tmp_path, make_model,
     assert_close(ours(model, texts()), theirs(texts()).logits)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_greedy_texts_are_the_same(tmp_path, make_model):
-    model = make_model(initializer_range=0.4)
+def test_64_greedy_tokens_over_the_cache_are_the_same(tmp_path, make_model, shape):
+    model = make_model(seed=1, initializer_range=0.4, **SHAPES[shape])
     save_model(model, tmp_path / "model")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, **EXPERTS)
     prompts = texts(2, 9)
-    whole = theirs.generate(prompts, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=2)
-    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    whole = theirs.generate(prompts, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=2)
+    params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True)
     got = Engine(model).generate(prompts.tolist(), params)
     assert [output.token_ids for output in got] == whole[:, 9:].tolist()
 
@@ -118,19 +155,21 @@ def test_greedy_texts_are_the_same(tmp_path, make_model):
 def test_a_folder_that_transformers_saved_loads_here(tmp_path, make_config, shape):
     """Its config nests the rope settings and has keys of its own; it stores no MTP layer."""
     config = make_config(**{**SHAPES[shape], "num_nextn_predict_layers": 0})
+    values = config.to_dict()
     torch.manual_seed(0)
-    theirs = DeepseekV3ForCausalLM(DeepseekV3Config(**config.to_dict())).eval()
-    for name, tensor in theirs.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values), dtype=torch.float32, **EXPERTS).eval()
+    for name, tensor in [*theirs.named_buffers(), *theirs.named_parameters()]:
+        if name.endswith(("e_score_correction_bias", ".bias", "norm.weight")):
             tensor += 0.2 * torch.randn(tensor.shape)
     theirs.save_pretrained(tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "rope_parameters" in saved
     model = load_model(tmp_path / "model")
-    assert model.config.yarn == config.yarn or {**config.yarn, "rope_type": "yarn"} == {
-        **model.config.yarn,
-        "type": "yarn",
-    }
+    assert model.config.rope_kind == config.rope_kind
+    assert (
+        config.rope_scaling is None
+        or config.rope_scaling.items() - {("type", "yarn")} <= (model.config.rope_scaling or {}).items()
+    )
     assert_close(ours(model, texts()), theirs(texts()).logits)
 
 

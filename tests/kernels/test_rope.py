@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from leanseek.kernels.rope import inverse_frequencies, rotate, rotations, yarn_mscale
+from leanseek.kernels.rope import inverse_frequencies, rotate, rotate_halves, rotations, yarn_mscale
 
 # rope_scaling of DeepSeek-V3's and V2-Lite's own config.json.
 V3 = {
@@ -91,3 +91,29 @@ def test_a_ramp_without_width_is_still_finite():
     """With few channels both ends of the ramp may round to the same pair."""
     frequencies = inverse_frequencies(4, 10000.0, {**V3, "original_max_position_embeddings": 8})
     assert bool(torch.isfinite(frequencies).all()) and bool((frequencies > 0).all())
+
+
+def test_half_split_pairs_turn_as_interleaved_ones_do():
+    x_THR = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(3))
+    turns = rotations(torch.arange(5), inverse_frequencies(8, 10000.0, None))
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    assert torch.allclose(rotate_halves(x_THR[..., order], turns), rotate(x_THR, turns)[..., order], atol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "width"), [(1, 4), (3, 6), (5, 2)])
+def test_pairs_may_start_anywhere(before, width):
+    whole = torch.randn(4, 3, before + width, generator=torch.Generator().manual_seed(4))
+    turns = rotations(torch.arange(4), inverse_frequencies(width, 100.0, None))
+    assert torch.equal(rotate(whole[..., before:], turns), rotate(whole[..., before:].contiguous(), turns))
+
+
+def test_llama_3_keeps_fast_pairs_and_divides_slow_ones():
+    llama = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    plain = inverse_frequencies(128, 500000.0, None)
+    stretched = inverse_frequencies(128, 500000.0, llama, "llama3")
+    turns = 8192 * plain / (2 * math.pi)
+    assert torch.equal(stretched[turns > 4], plain[turns > 4])
+    assert torch.allclose(stretched[turns < 1], plain[turns < 1] / 8)
+    middle = (turns > 1) & (turns < 4)
+    assert bool(middle.any()) and bool((stretched[middle] < plain[middle]).all())
+    assert bool((stretched[middle] > plain[middle] / 8).all())

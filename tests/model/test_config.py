@@ -55,7 +55,10 @@ def test_newer_transformers_nested_rope_is_understood(make_config):
         ({"first_k_dense_replace": -1}, "first_k_dense_replace = -1"),
         ({"first_k_dense_replace": None}, "first_k_dense_replace = None"),
         ({"n_shared_experts": "1"}, "n_shared_experts = '1'"),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id = \[1, 2\]"),
+        ({"eos_token_id": [1, "2"]}, r"eos_token_id = \(1, '2'\)"),
+        ({"eos_token_id": []}, r"eos_token_id = \(\)"),
+        ({"eos_token_id": None}, "eos_token_id = None"),
+        ({"bos_token_id": -1}, "bos_token_id = -1"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps = 'tiny'"),
         ({"rope_theta": 0}, "rope_theta = 0"),
         ({"routed_scaling_factor": None}, "routed_scaling_factor = None"),
@@ -63,7 +66,7 @@ def test_newer_transformers_nested_rope_is_understood(make_config):
         ({"n_group": 3}, "not a multiple of n_group = 3"),
         ({"n_group": 2, "topk_group": 3}, "topk_group = 3 is more than n_group = 2"),
         ({"n_group": 4, "num_experts_per_tok": 3}, "can reach only 2 experts"),
-        ({"num_nextn_predict_layers": 2}, "0 or 1 is supported"),
+        ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers = 2: deepseek_v3 models have 0 or 1"),
         ({"scoring_func": "softmax"}, "scoring_func = 'softmax': deepseek_v3 models have 'sigmoid'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
         ({"moe_layer_freq": 2}, "moe_layer_freq = 2"),
@@ -74,11 +77,46 @@ def test_newer_transformers_nested_rope_is_understood(make_config):
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor = None"),
         ({"rope_scaling": 4}, "rope_scaling = 4"),
         ({"model_type": "deepseek_v33"}, "did you mean deepseek_v3"),
+        ({"model_type": "deepseek_v2", "scoring_func": "sigmoid"}, "deepseek_v2 models have 'softmax'"),
+        ({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "'greedy' or 'group_limited_greedy'"),
+        ({"model_type": "deepseek_v2", "num_nextn_predict_layers": 1}, "num_nextn_predict_layers = 1"),
+        ({"model_type": "deepseek_v32"}, "missing q_lora_rank"),
+        ({"model_type": "deepseek_v32", "q_lora_rank": None}, "q_lora_rank = None"),
+        ({"model_type": "deepseek_v32", "q_lora_rank": 6, "index_topk": 0}, "index_topk = 0"),
+        ({"model_type": "deepseek_v32", "q_lora_rank": 6, "index_head_dim": 2}, "index_head_dim = 2 is less than"),
+        (
+            {"model_type": "qwen3", "num_nextn_predict_layers": 0, "num_key_value_heads": 3},
+            "is not a multiple of num_key_value_heads = 3",
+        ),
+        ({"model_type": "qwen3", "num_nextn_predict_layers": 0, "head_dim": 3}, "head_dim = 3: rope turns pairs"),
+        (
+            {"model_type": "qwen2", "num_nextn_predict_layers": 0, "use_sliding_window": True},
+            "use_sliding_window = True",
+        ),
+        ({"model_type": "llama", "num_nextn_predict_layers": 0, "mlp_bias": True}, "mlp_bias = True"),
     ],
 )
 def test_what_no_model_can_be_is_refused_with_its_value(make_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         make_config(**changes)
+
+
+def test_a_family_writes_its_own_keys_only(make_config):
+    student = make_config(model_type="qwen3", num_nextn_predict_layers=0, eos_token_id=[1, 2], head_dim=8)
+    values = student.to_dict()
+    assert values["architectures"] == ["Qwen3ForCausalLM"] and values["eos_token_id"] == [1, 2]
+    assert (values["head_dim"], values["num_key_value_heads"], student.cache_width) == (8, 2, 32)
+    assert not student.is_moe(2) and "index_topk" not in values
+    assert ModelConfig.from_dict(values).replace(extra={}) == student.replace(extra={})
+    sparse = make_config(model_type="deepseek_v32", q_lora_rank=6)
+    assert (sparse.index_n_heads, sparse.index_head_dim, sparse.index_topk) == (64, 128, 2048)
+    assert "head_dim" not in sparse.to_dict()
+
+
+def test_what_a_file_leaves_out_is_the_familys_default(make_config):
+    second = make_config(model_type="deepseek_v2", num_nextn_predict_layers=0, n_group=None, topk_method=None)
+    assert (second.scoring_func, second.topk_method, second.norm_topk_prob) == ("softmax", "greedy", False)
+    assert second.n_group == 1
 
 
 def test_a_missing_key_is_named_with_the_file(tmp_path, make_config):

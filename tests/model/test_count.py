@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,25 +37,29 @@ def preset(name: str) -> ModelConfig:
     return ModelConfig.from_file(PRESETS / f"{name}.json")
 
 
+SMALL: dict[str, Any] = dict(
+    vocab_size=50,
+    hidden_size=24,
+    num_hidden_layers=3,
+    first_k_dense_replace=1,
+    intermediate_size=40,
+    moe_intermediate_size=12,
+    n_routed_experts=6,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    num_attention_heads=3,
+    kv_lora_rank=10,
+    qk_nope_head_dim=6,
+    qk_rope_head_dim=4,
+    v_head_dim=8,
+    num_nextn_predict_layers=1,
+)
+STUDENT = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+STUDENT |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
 def small(**changes) -> ModelConfig:
-    values = dict(
-        vocab_size=50,
-        hidden_size=24,
-        num_hidden_layers=3,
-        first_k_dense_replace=1,
-        intermediate_size=40,
-        moe_intermediate_size=12,
-        n_routed_experts=6,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        num_attention_heads=3,
-        kv_lora_rank=10,
-        qk_nope_head_dim=6,
-        qk_rope_head_dim=4,
-        v_head_dim=8,
-        num_nextn_predict_layers=1,
-    )
-    return ModelConfig(**{**values, **changes})
+    return ModelConfig(**{**SMALL, **changes})
 
 
 # What differs between them: latent queries, no or many shared experts, all layers dense, widths that are equal or not.
@@ -63,6 +68,19 @@ CONFIGS = {
     "latent queries": small(q_lora_rank=14, n_shared_experts=2, num_experts_per_tok=3),
     "no shared": small(n_shared_experts=0, v_head_dim=10, first_k_dense_replace=0),
     "dense": small(first_k_dense_replace=9, num_hidden_layers=2, num_attention_heads=1),
+    "v2": ModelConfig.from_dict({**SMALL, "model_type": "deepseek_v2", "num_nextn_predict_layers": 0}),
+    "indexer": ModelConfig.from_dict(
+        {
+            **SMALL,
+            "model_type": "deepseek_v32",
+            "q_lora_rank": 14,
+            "index_n_heads": 3,
+            "index_head_dim": 8,
+            "index_topk": 4,
+        }
+    ),
+    "student": ModelConfig.from_dict({**STUDENT, "model_type": "qwen3", "head_dim": 10}),
+    "biased student": ModelConfig.from_dict({**STUDENT, "model_type": "llama", "attention_bias": True}),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -93,7 +111,42 @@ def test_v3_costs_its_published_flops_and_cache():
     assert 3 * forward_flops_per_token(config, 4096) == pytest.approx(training_flops_per_token(config, 4096))
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "laptop", "one-gpu"])
+# Totals in millions, and cache bytes a token in bf16, by the facts published or worked out from published shapes.
+@pytest.mark.parametrize(
+    ("name", "total", "active", "mtp", "cache"),
+    [
+        ("deepseek-v2-lite", 15_706, 2_661, 0, 31_104),
+        ("deepseek-v2", 235_741, 21_376, 0, 69_120),
+        ("deepseek-v3", 671_026, 37_552, 11_610, 70_272),
+        ("deepseek-v3.1", 671_026, 37_552, 11_610, 70_272),
+        ("deepseek-v3.2", 671_026 + 852, 37_552 + 852, 11_610 + 14, 70_272 + 61 * 256),
+    ],
+)
+def test_every_family_has_its_published_size(name, total, active, mtp, cache):
+    counted = parameters(preset(name))
+    assert [round(n / 1e6) for n in (counted.total, counted.active, counted.mtp)] == [total, active, mtp]
+    assert cache_bytes_per_token(preset(name)) == cache
+
+
+def test_v2_costs_its_published_flops_and_v32_its_fp8_cache():
+    # arXiv 2505.09343, table 2: 155 GFLOP a token.
+    assert training_flops_per_token(preset("deepseek-v2"), 4096) / 1e9 == pytest.approx(155.3, abs=0.05)
+    assert cache_bytes_per_token(preset("deepseek-v3.2"), bytes_per_number=1) == 48_068
+
+
+def test_tied_rows_are_counted_once_and_still_multiply():
+    tied = ModelConfig.from_dict({**STUDENT, "model_type": "qwen3", "tie_word_embeddings": True})
+    apart = ModelConfig.from_dict({**STUDENT, "model_type": "qwen3"})
+    assert parameters(apart).total - parameters(tied).total == 50 * 24
+    assert parameters(apart).active_without_embedding == parameters(tied).active_without_embedding
+    with torch.device("meta"):
+        assert parameters(tied).total == sum(p.numel() for p in Transformer(tied).parameters())
+
+
+PRESET_NAMES = ["deepseek-v2-lite", "deepseek-v2", "deepseek-v3", "deepseek-v3.2", "evening", "laptop", "one-gpu"]
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
 def test_parameters_are_those_of_the_module(name):
     config = preset(name)
     with torch.device("meta"):
@@ -150,6 +203,9 @@ def test_forward_flops_are_what_torch_counts(config):
 @pytest.mark.parametrize("mtp", [False, True], ids=["main", "with MTP"])
 @sdpa_kernel(SDPBackend.MATH)
 def test_training_flops_are_what_torch_counts(config, mtp):
+    if mtp and not config.num_nextn_predict_layers:
+        assert training_flops(config, tokens=9, pairs=9, mtp=True) == training_flops(config, tokens=9, pairs=9)
+        return
     pairs = SEGMENTS * LENGTH**2
     tokens, head_tokens = SEGMENTS * LENGTH, 7
     segments = Segments.packed([LENGTH] * SEGMENTS)
@@ -166,6 +222,7 @@ def test_training_flops_are_what_torch_counts(config, mtp):
 
 
 @each_config
+@sdpa_kernel(SDPBackend.MATH)
 def test_decode_flops_are_what_torch_counts(config):
     model = random_model(config)
     cached = 5

@@ -65,6 +65,34 @@ def test_without_normalisation_the_weights_are_scaled_scores(make_config):
     assert torch.allclose(weights_TK, 16 * scores_TE.gather(1, experts_TK), atol=1e-5)
 
 
+def test_v2_scores_by_softmax_and_rates_a_group_by_its_best_expert(make_config):
+    changes = {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0}
+    config = make_config(model_type="deepseek_v2", num_nextn_predict_layers=0, num_experts_per_tok=3, **changes)
+    router = Router(config)
+    assert router.e_score_correction_bias is None and list(router.state_dict()) == ["weight"]
+    with torch.no_grad():
+        router.weight.normal_(generator=torch.Generator().manual_seed(0))
+    x_TD = torch.randn(30, config.hidden_size, generator=torch.Generator().manual_seed(1))
+    scores_TE = torch.softmax(x_TD @ router.weight.T, -1)
+    weights_TK, experts_TK = router(x_TD, None)
+    for scores, experts in zip(scores_TE.tolist(), experts_TK.tolist(), strict=True):
+        best = sorted(range(4), key=lambda g: max(scores[2 * g : 2 * g + 2]))[-2:]
+        allowed = [e for e in range(8) if e // 2 in best]
+        assert set(experts) == set(sorted(allowed, key=scores.__getitem__)[-3:])
+    assert torch.allclose(weights_TK, 16 * scores_TE.gather(1, experts_TK), atol=1e-5)
+    normed = Router(config.replace(norm_topk_prob=True))  # normalised or scaled, not both
+    normed.load_state_dict(router.state_dict())
+    assert torch.allclose(normed(x_TD, None)[0].sum(-1), torch.ones(30))
+
+
+def test_v2_lite_takes_the_best_of_all_whatever_the_groups(make_config):
+    config = make_config(model_type="deepseek_v2", num_nextn_predict_layers=0, n_group=4, topk_group=1)
+    router = Router(config)
+    scores = torch.rand(20, 8, generator=torch.Generator().manual_seed(2))
+    expected = scores.topk(2, dim=-1).indices.sort(-1).values
+    assert torch.equal(router.choose(scores).sort(-1).values, expected)
+
+
 def test_no_gradient_reaches_the_bias_and_the_router_learns_from_the_weights(make_config):
     moe = filled(make_config())
     x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))

@@ -24,6 +24,10 @@ SHAPES = [
     {"q_lora_rank": 6, "rope_scaling": YARN},
     {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "first_k_dense_replace": 0},
     {"first_k_dense_replace": 3, "n_shared_experts": 0, "num_nextn_predict_layers": 0},
+    {"model_type": "deepseek_v2", "num_nextn_predict_layers": 0, "n_group": 4, "topk_group": 2},
+    {"model_type": "deepseek_v32", "q_lora_rank": 6, "index_n_heads": 3, "index_head_dim": 6, "index_topk": 7},
+    {"model_type": "qwen3", "num_attention_heads": 4, "num_key_value_heads": 2, "num_nextn_predict_layers": 0},
+    {"model_type": "llama", "attention_bias": True, "num_nextn_predict_layers": 0, "tie_word_embeddings": True},
 ]
 LENGTHS = (9, 1, 30, 4, 4, 17)
 
@@ -55,7 +59,7 @@ def test_equal_lengths_are_each_alone_too(make_model):
         assert close(got, model(text, Segments.single(6)))
 
 
-@pytest.mark.parametrize("shape", range(2))
+@pytest.mark.parametrize("shape", (0, 1, 5, 6))
 @torch.no_grad()
 def test_a_shared_prompt_is_a_repeated_prompt(make_model, shape):
     model = make_model(**SHAPES[shape])
@@ -102,9 +106,10 @@ def test_prefill_in_chunks_and_decoding_give_what_the_whole_text_gives(make_mode
     assert close(torch.cat(got), whole)
 
 
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
 @torch.no_grad()
-def test_a_batch_of_uneven_texts_decodes_as_each_alone(make_model):
-    model = make_model()
+def test_a_batch_of_uneven_texts_decodes_as_each_alone(make_model, shape):
+    model = make_model(**SHAPES[shape])
     texts, lengths = [draw(n + 3, n) for n in (2, 9, 1, 20)], (2, 9, 1, 20)
     cache = ContiguousCache(model.cache_specs(), rows=4, capacity=64)
     model(torch.cat([t[:n] for t, n in zip(texts, lengths, strict=True)]), Segments(lengths), cache)

@@ -41,8 +41,8 @@ class Rollouts:
     seed: int
     meter: Meter
 
-    def batch(self, step: int) -> GroupBatch | None:
-        """Sample the groups of a step; None where no group has replies of different reward."""
+    def batch(self, step: int) -> GroupBatch:
+        """Sample a step's groups; those whose replies differ in reward are what there is to learn from."""
         start_s = time.monotonic()
         attempts = self._attempts(step)
         each = self.settings.samples_per_prompt
@@ -55,7 +55,7 @@ class Rollouts:
             "sample_s": sample_s,
             "samples_per_s": len(attempts) / sample_s,
         }
-        return GroupBatch(groups, metrics) if groups else None
+        return GroupBatch(groups, metrics)
 
     def problems(self, step: int) -> list[Problem]:
         """Return the problems of a step, environments in turn."""

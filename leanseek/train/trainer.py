@@ -13,7 +13,7 @@ import torch
 from leanseek.errors import RunError
 from leanseek.kernels.threads import run_all
 from leanseek.log import Progress
-from leanseek.model.count import training_flops
+from leanseek.model.count import forward_flops, training_flops
 from leanseek.model.transformer import Transformer
 from leanseek.settings import TrainSettings
 from leanseek.train.balance import load_factor, update_bias
@@ -38,7 +38,8 @@ class TrainingBatch(Protocol):
     def pieces(self, count: int, tokens: int | None) -> list[tuple[Any, float]]:
         """Return about `count` parts of about equal size, or more, so that each has about `tokens` tokens at most.
 
-        Each comes with its share of the loss. There may be fewer, where there is too little to part.
+        Each comes with its share of the loss. There may be fewer, where there is too little to part, and none where
+        there is nothing to learn.
         """
 
     def to(self, device: torch.device | str) -> TrainingBatch:
@@ -53,7 +54,7 @@ class Meter(Protocol):
 
 
 Objective = Callable[[Transformer, Any], Loss]
-Batches = Callable[[int], TrainingBatch | None]
+Batches = Callable[[int], TrainingBatch]
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,14 @@ class Trainer:
         self._counts: list[torch.Tensor] = []  # of the newest batch: per MoE layer, the use of each expert
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
-        """Take one optimiser step on a batch; return its metrics.
+        """Take one optimiser step on a batch; return its metrics: none, and no step, where it teaches nothing.
 
         Raises:
             RunError: the loss or the gradient is not finite; the weights are untouched.
         """
         metrics = self._gradients(batch)
+        if not metrics:
+            return {}
         metrics["gradient_norm"] = norm = self.optimiser.clip()
         if not math.isfinite(norm):
             loss = metrics.get("loss", math.nan)
@@ -121,7 +124,7 @@ class Trainer:
         """Train until the stage's steps are done; go on from `load_state_dict` if that was called.
 
         Args:
-            batches: step -> batch; None where there is nothing to learn from, which counts as a step.
+            batches: step -> batch; one that has nothing to learn from counts as a step too.
             hooks: what to do along the way.
             progress: shown to the person at the terminal.
         Raises:
@@ -138,7 +141,7 @@ class Trainer:
                 start_s, tokens = time.monotonic(), self.meter.tokens
                 batch = batches(self.done)
                 self.model.train()
-                metrics = dict(batch.metrics) | self.step(batch.to(self.model.device)) if batch is not None else {}
+                metrics = dict(batch.metrics) | self.step(batch.to(self.model.device))
                 self.done += 1
                 metrics["tokens_per_s"] = (self.meter.tokens - tokens) / (time.monotonic() - start_s)
                 last = self.done == self.steps
@@ -169,6 +172,8 @@ class Trainer:
     def _gradients(self, batch: TrainingBatch) -> dict[str, float]:
         """Fill the gradients from a batch, its parts shared among the workers, and charge the work."""
         pieces = batch.pieces(self.workers, self.settings.micro_tokens)
+        if not pieces:
+            return {}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
 
         def task(worker: int) -> Callable[[], tuple[list[Loss], list[torch.Tensor | None]]]:
@@ -187,6 +192,9 @@ class Trainer:
             self.meter.tokens += loss.tokens
             self.meter.flops += training_flops(
                 self.model.config, tokens=loss.tokens, pairs=loss.pairs, head_tokens=loss.head_tokens, mtp=loss.mtp
+            )
+            self.meter.flops += loss.references * forward_flops(
+                self.model.config, tokens=loss.tokens, pairs=loss.pairs, head_tokens=loss.head_tokens
             )
         self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
         return _joined([loss.metrics for loss in losses], shares)
@@ -213,9 +221,7 @@ class Trainer:
         times_s = []
         for probe in range(PROBES):
             start_s = time.monotonic()
-            batch = batches(probe)
-            if batch is not None:
-                self._gradients(batch.to(self.model.device))
+            self._gradients(batches(probe).to(self.model.device))
             self.optimiser.zero_grad()
             times_s.append(time.monotonic() - start_s)
         # The optimiser's own time is about a tenth of a step.

@@ -100,7 +100,7 @@ def test_environments_come_in_turn_with_training_problems_of_their_levels():
 
 def gap(rollouts: Rollouts, model, step: int, temperature: float = 1.0) -> dict[str, float]:
     batch = rollouts.batch(step)
-    assert batch is not None and len(batch.groups) >= 2
+    assert len(batch.groups) >= 2
     return Grpo(0.2, 0.28, temperature)(model, batch).metrics
 
 
@@ -201,13 +201,15 @@ def test_the_format_bonus_counts_in_the_reward_that_is_learnt_and_shown(tiny_mod
     assert batch.metrics["reward"] == (1.0 + 2.0) / 8 and batch.metrics["correct"] == 1 / 8
 
 
-def test_nothing_informative_is_none(tiny_model, tiny_tokenizer, even, monkeypatch):
+def test_nothing_informative_is_still_told(tiny_model, tiny_tokenizer, even, monkeypatch):
     rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, prompts_per_step=2)
     replies(monkeypatch, [[WRONG] * 4, [RIGHT] * 4])
-    assert rollouts.batch(0) is None and rollouts.meter.tokens > 0, "sampled and charged all the same"
+    batch = rollouts.batch(0)
+    assert not batch.groups and not batch.pieces(2, None) and rollouts.meter.tokens > 0, "sampled and charged"
+    assert batch.metrics["correct"] == 0.5 and batch.metrics["informative_groups"] == 0
 
 
 def test_a_reply_that_broke_off_is_not_learnt_from(tiny_model, tiny_tokenizer, even, monkeypatch):
     rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, prompts_per_step=1)
     replies(monkeypatch, [[RIGHT, WRONG, WRONG, WRONG]], error="not finite", finish_reason="error")
-    assert rollouts.batch(0) is None
+    assert not rollouts.batch(0).groups

@@ -19,6 +19,7 @@ from leanseek.errors import RunError
 from leanseek.log import progress
 from leanseek.model.count import training_flops
 from leanseek.settings import TrainSettings
+from leanseek.train.objectives.grpo import GroupBatch
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.trainer import Hooks, Trainer
 
@@ -205,7 +206,8 @@ def test_enough_ends_a_stage_early(make_model):
 def test_nothing_to_learn_from_counts_as_a_step(make_model):
     trainer, diary = trainer_of(make_model(), steps=3), Diary()
     before = weights(trainer.model)
-    fit(trainer, diary.hooks(), lambda step: None)
+    fit(trainer, diary.hooks(), lambda step: GroupBatch([], {"reward": 0.25}))
+    assert all(metrics["reward"] == 0.25 for _, metrics in diary.logged)
     assert trainer.done == 3 and trainer.optimiser.steps == 0 and same(before, weights(trainer.model))
     assert [step for step, _ in diary.logged] == [1, 2, 3]
 

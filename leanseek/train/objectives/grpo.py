@@ -47,7 +47,7 @@ class GroupBatch:
     """Groups of one step; packed so that a group's replies share one pass over its prompt.
 
     Args:
-        groups: at least one.
+        groups: those with something to learn; none where no group's replies differ in reward.
         metrics: how they came about, for the log.
         device: where the packed tensors go.
     """
@@ -71,6 +71,8 @@ class GroupBatch:
 
         Parts are cut where a group ends, nearest to an even share. Each comes with its share of the reply tokens.
         """
+        if not self.groups:
+            return []
         size = -(-self.tokens // count)
         if tokens is not None:
             size = min(size, tokens)
@@ -206,7 +208,10 @@ class Grpo:
             metrics["kl"] = float(kl.detach())
         counts = expert_counts(routing, model.config.n_routed_experts)
         segments = batch.segments
-        return Loss(total, metrics, segments.tokens, segments.pairs, batch.reply_tokens, counts=counts)
+        references = int("kl" in metrics)
+        return Loss(
+            total, metrics, segments.tokens, segments.pairs, batch.reply_tokens, references=references, counts=counts
+        )
 
     def _logprobs(self, model: Transformer, batch: GroupBatch, routing: Routing) -> Tensor:
         """Return the log-probability of each reply token, as sampled at the temperature."""

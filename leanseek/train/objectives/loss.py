@@ -18,6 +18,7 @@ class Loss:
         pairs: (token, visible token) pairs that attention computed.
         head_tokens: rows that were multiplied by the output head (the MTP layer's not counted).
         mtp: whether the MTP layer and its head ran too.
+        references: further forward passes of models that do not learn, as wide as this one.
         counts: per MoE layer, how often each expert was chosen; the MTP layer's, where it ran, comes last.
     """
 
@@ -27,4 +28,5 @@ class Loss:
     pairs: int
     head_tokens: int
     mtp: bool = False
+    references: int = 0
     counts: list[Tensor] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The same function as transformers: relative error of logits in fp32 and greedy tokens that agree, family by family."""
+"""The same function as transformers: relative error of fp32 logits, greedy tokens that agree, family by family."""
 
 from __future__ import annotations
 

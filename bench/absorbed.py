@@ -1,4 +1,4 @@
-"""Latent attention over its cache, one layer: absorbed against expanded, by how many tokens are new: where they cross."""
+"""Latent attention over its cache, one layer: absorbed against expanded, by the number of new tokens."""
 
 from __future__ import annotations
 

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from leanseek.errors import EngineError
 
 # Rows keep whole numbers in 64 bits, and reply i draws with seed + i.
 LARGEST = 1 << 62
+MOST_TOP_LOGPROBS = 20
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "lark", "tools"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a reply may be.
+
+    Args:
+        kind: "json_object" (any), "json_schema", "regex", "lark" (llguidance's grammars), or "tools": free text until
+            a tool call begins, from there on what `text` allows.
+        text: the schema as JSON, the expression, or the grammar.
+        after_thinking: whether it holds only from the end of the thinking on.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+    after_thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,15 @@ class SamplingParams:
         stop: texts that end a reply; they are not part of it.
         stop_token_ids: tokens that end a reply.
         ignore_eos: whether to go on after the end-of-sentence token.
-        logprobs: None, or 0 to get the chosen tokens' log-probabilities.
+        logprobs: None, or how many of the most likely tokens' log-probabilities to get for each place, beside the
+            chosen token's own: 0 to 20.
+        prompt_logprobs: the same for the prompt's tokens, of which the first has none.
+        presence_penalty, frequency_penalty: what a token's logit loses for having been said in the reply: once, and
+            for every time; in [-2, 2].
+        repetition_penalty: what a logit is divided by (multiplied, where negative) if the token stands in prompt or
+            reply; above 0, 1 changes nothing.
+        logit_bias: (token, what its logit gains) pairs.
+        grammar: what the reply may be; None: anything.
     Raises:
         EngineError: a value out of its range.
     """
@@ -42,6 +69,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -54,11 +87,28 @@ class SamplingParams:
             ("n", self.n >= 1, "at least 1"),
             ("seed", self.seed is None or abs(self.seed) < LARGEST, "None or a whole number below 2^62 in size"),
             ("stop", all(self.stop), "texts that are not empty"),
-            ("logprobs", self.logprobs in (None, 0), "None or 0"),
+            ("logprobs", _is_count(self.logprobs), f"None or 0 to {MOST_TOP_LOGPROBS}"),
+            ("prompt_logprobs", _is_count(self.prompt_logprobs), f"None or 0 to {MOST_TOP_LOGPROBS}"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
+            (
+                "logit_bias",
+                all(token >= 0 and -1e4 <= bias <= 1e4 for token, bias in self.logit_bias),
+                "pairs of a token and a number between -10,000 and 10,000",
+            ),
         )
         for name, fine, accepted in checks:
             if not fine:
                 raise EngineError(f"{name} = {getattr(self, name)!r}: {accepted} is accepted")
+
+
+def _is_count(value: int | None) -> bool:
+    return value is None or 0 <= value <= MOST_TOP_LOGPROBS
+
+
+# Per place: (token, log-probability in nats) of the most likely tokens, best first.
+TopLogprobs = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -69,11 +119,13 @@ class Request:
         request_id: the caller's or the engine's name for it.
         prompt_ids: the prompt's tokens.
         params: how to draw.
+        scope: requests of different scopes share no cached prefix (DeepSeek's user_id).
     """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +141,10 @@ class Output:
             [tokens, MoE layers, K] int16, if the engine records it.
         finish_reason: "stop", "length", "cancelled" or "error".
         error: what went wrong, with "error".
+        cached_tokens: how much of the prompt was not read anew, since the prefix cache had it.
+        top_logprobs: per token, the most likely ones, if asked for.
+        prompt_logprobs: per prompt token but the first (None), its log-probability, if asked for.
+        prompt_top_logprobs: the same for the most likely ones.
     """
 
     request_id: str
@@ -99,6 +155,10 @@ class Output:
     experts: Any = field(default=None, repr=False, compare=False)
     finish_reason: str = "stop"
     error: str | None = None
+    cached_tokens: int = 0
+    top_logprobs: list[TopLogprobs] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[TopLogprobs | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +171,9 @@ class Event:
         logprob: of the token, in nats.
         finish_reason: None while the reply goes on.
         error: what went wrong, with finish_reason "error".
+        top_logprobs: the most likely tokens at this place, if asked for.
+        cached_tokens: with a reply's first token, how much of the prompt the prefix cache had; else 0.
+        prompt_logprobs, prompt_top_logprobs: with a reply's first token, if asked for, as `Output` has them.
     """
 
     request_id: str
@@ -119,3 +182,7 @@ class Event:
     logprob: float | None = None
     finish_reason: str | None = None
     error: str | None = None
+    top_logprobs: TopLogprobs | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[TopLogprobs | None] | None = None

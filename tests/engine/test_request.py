@@ -23,7 +23,13 @@ from leanseek.errors import EngineError
         ({"seed": 1 << 64}, "seed = 18446744073709551616"),
         ({"seed": -(1 << 63)}, "seed = -9223372036854775808"),
         ({"stop": ("ok", "")}, r"stop = \('ok', ''\): texts that are not empty"),
-        ({"logprobs": 5}, "logprobs = 5: None or 0"),
+        ({"logprobs": 21}, "logprobs = 21: None or 0 to 20"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs = -1"),
+        ({"presence_penalty": 2.1}, "presence_penalty = 2.1: between -2 and 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty = nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0: above 0"),
+        ({"logit_bias": ((-1, 0.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, float("inf")),)}, "logit_bias"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):

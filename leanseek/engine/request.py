@@ -20,13 +20,15 @@ class Grammar:
 
     Args:
         kind: "json_object" (any), "json_schema", "regex", "lark" (llguidance's grammars), or "tools": free text until
-            a tool call begins, from there on what `text` allows.
+            `marker` has been said, from there on what the lark grammar `text` allows.
         text: the schema as JSON, the expression, or the grammar.
+        marker: the text that begins a tool call, with "tools".
         after_thinking: whether it holds only from the end of the thinking on.
     """
 
     kind: GrammarKind
     text: str = ""
+    marker: str = ""
     after_thinking: bool = False
 
 

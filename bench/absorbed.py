@@ -27,7 +27,6 @@ def main() -> None:
         for cached in CACHED[:1] if options.quick else CACHED:
             cache = ContiguousCache([CacheSpec("latent", config.cache_width, dtype)], 1, cached + max(NEW))
             cache.store.normal_()
-            cache.reserve(cache.capacity)
             for new in NEW[:2] if options.quick else NEW:
                 work = f"{name} ({dtype}), {new} new tokens after {cached}, absorbed against expanded"
                 if options.only not in work:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
-from leanseek.checkpoint.names import entries, file_tensors
+from leanseek.checkpoint.names import entries
+from leanseek.checkpoint.quantised import DTYPES as STORED
+from leanseek.checkpoint.quantised import PLAIN, bytes_of, check_form, pieces, scales_of
+from leanseek.checkpoint.shards import Layout, StoredTensor, read_shards, shown, stored_tensors
+from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
 from leanseek.errors import CheckpointError, ConfigError, nearest
 from leanseek.files import new_folder, write_json
 from leanseek.model.config import ModelConfig
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.tokenizer import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Transformer:
-    """Open a checkpoint folder of a DeepSeek-V3 model.
+    """Open a checkpoint folder: of leanseek, of DeepSeek (FP8 too), or saved by transformers.
 
-    Every tensor's name and shape is checked before the first weight is read.
+    Every tensor's name, shape, type and place in its file is checked before the first weight is read. Weights then
+    come a few MB at a time, so that memory holds little more than the model.
 
     Args:
         folder: has config.json and model.safetensors (or its index and shards).
@@ -33,7 +35,7 @@ def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu
     Returns:
         The model in evaluation mode.
     Raises:
-        CheckpointError: a file is missing or truncated, or a tensor is missing or does not fit.
+        CheckpointError: a file is missing or damaged, or a tensor is missing or does not fit.
         ConfigError: config.json is not that of a model that leanseek knows.
     """
     folder = Path(folder)
@@ -44,92 +46,96 @@ def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda', but torch finds no CUDA device here; use --device cpu")
     config = ModelConfig.from_file(folder / "config.json")
-    model = empty_model(config, dtype=dtype)
-    places = _places(folder)
-    _check(folder, model, places)
+    check_form(config.extra, str(folder / "config.json"))
+    tensors = stored_tensors(read_shards(folder))
+    scales = scales_of(tensors)
+    model = empty_model(config, dtype=dtype, device=device)
+    _check(folder, model, tensors, scales)
+    targets = {entry.name: entry.target for entry in entries(model) if not entry.copy}
     with torch.no_grad():
-        for path in sorted(set(places.values())):
-            with _open(path) as file:
-                for entry in entries(model):
-                    if places.get(entry.name) == path and not entry.copy:
-                        entry.target.copy_(file.get_tensor(entry.name))
-    return model.to(device).eval()
+        # In the order of the files: disks read on faster than they jump.
+        for stored in sorted((tensors[name] for name in targets), key=lambda stored: (stored.path, stored.start)):
+            target = targets[stored.name]
+            for first, rows in pieces(stored, scales.get(stored.name)):
+                target[first : first + len(rows)].copy_(rows)
+    model.eval()
+    return model
 
 
-def save_model(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+def save_model(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Save a model as a Hugging Face folder, which transformers loads; a folder that exists is replaced.
 
     Args:
         model: its weights are written in the dtype that they have.
         folder: where to.
         tokenizer: written beside it, if given.
+        max_shard_bytes: a model with more is divided into several files with an index.
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; what was there is untouched.
+        ConfigError: `max_shard_bytes` is below 1.
     """
     try:
         with new_folder(folder) as temporary:
-            write_model(model, temporary, tokenizer)
-    except (OSError, SafetensorError) as error:
+            write_model(model, temporary, tokenizer, max_shard_bytes=max_shard_bytes)
+    except OSError as error:
         raise CheckpointError(f"{folder} cannot be saved ({error}); what was there before is untouched") from None
 
 
-def write_model(model: Transformer, folder: Path, tokenizer: Tokenizer | None) -> None:
-    """Write a model's files into a folder that nobody reads yet."""
+def write_model(
+    model: Transformer, folder: Path, tokenizer: Tokenizer | None, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write a model's files into a folder that nobody reads yet; no weight is in memory a second time."""
+    if max_shard_bytes < 1:
+        raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: at least 1 is needed")
     config = model.config.to_dict()
     config["torch_dtype"] = next(name for name, kind in DTYPES.items() if kind == model.lm_head.weight.dtype)
+    config.pop("quantization_config", None)  # of the files that it was read from
+    if "dtype" in config:
+        config["dtype"] = config["torch_dtype"]
     write_json(folder / "config.json", config)
     ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
     write_json(folder / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_p": 1.0})
-    save_file(file_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    tensors = {entry.name: entry.target for entry in entries(model)}
+    shards = split([_layout(name, tensor) for name, tensor in tensors.items()], max_shard_bytes)
+    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+        with ShardWriter(folder / name, shard) as writer:
+            for layout in shard:
+                writer.append(layout.name, bytes_of(tensors[layout.name]))
+    write_index(folder, shards)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def empty_model(config: ModelConfig, *, dtype: str = "float32") -> Transformer:
+def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str = "cpu") -> Transformer:
     """Build a model whose weights are not filled yet; router biases are float32 and zero."""
-    model = Transformer(config)
-    if dtype != "float32":
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(DTYPES[dtype])
+    with torch.device(device):
+        model = Transformer(config)
+        if dtype != "float32":
+            for parameter in model.parameters():
+                # Memory that nothing was written to takes no room: never is the model there twice.
+                parameter.data = torch.empty_like(parameter, dtype=DTYPES[dtype])
     return model
 
 
-def _places(folder: Path) -> dict[str, Path]:
-    """Return which file holds each tensor, from the files' own headers."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({str(name) for name in names.values()})
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index}: not an index of shards ({error!r})") from None
-        if any("/" in name or name.startswith(".") for name in files):
-            raise CheckpointError(f"{index}: shards must lie in the folder itself")
-    else:
-        files = [WEIGHTS]
-    places: dict[str, Path] = {}
-    for name in files:
-        with _open(folder / name) as file:
-            places |= dict.fromkeys(file.keys(), folder / name)
-    return places
+def _layout(name: str, tensor: Tensor) -> Layout:
+    dtype = next(stored for stored, kind in STORED.items() if kind == tensor.dtype)
+    return Layout(name, dtype, tuple(tensor.shape))
 
 
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; a model folder has its weights there")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: the file is damaged or was cut short ({path.stat().st_size:,} bytes: {error}); get it anew"
-        ) from None
-
-
-def _check(folder: Path, model: Transformer, places: dict[str, Path]) -> None:
+def _check(
+    folder: Path, model: Transformer, tensors: Mapping[str, StoredTensor], scales: Mapping[str, StoredTensor]
+) -> None:
     """Refuse a checkpoint whose tensors are not the model's, before any is used."""
     wanted = {entry.name: entry for entry in entries(model)}
-    missing = [name for name, entry in wanted.items() if name not in places and not entry.copy]
-    unexpected = [name for name in places if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
+    missing = [name for name, entry in wanted.items() if name not in tensors and not entry.copy]
+    known = {*wanted, *(scale.name for weight, scale in scales.items() if weight in wanted)}
+    unexpected = [name for name in tensors if name not in known and not _is_ignored(name, model.config)]
     if missing:
         hint = nearest(missing[0], unexpected)
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {_some(missing)}{hint}")
@@ -138,15 +144,24 @@ def _check(folder: Path, model: Transformer, places: dict[str, Path]) -> None:
             f"{folder} has {len(unexpected)} tensors that the model does not, {_some(unexpected)}"
             f"{nearest(unexpected[0], wanted)}: does config.json belong to these weights?"
         )
-    for path in sorted(set(places.values())):
-        with _open(path) as file:
-            for name in file.keys():
-                if name not in wanted:
-                    continue
-                got, need = tuple(file.get_slice(name).get_shape()), tuple(wanted[name].target.shape)
-                if got != need:
-                    raise CheckpointError(f"{path}: {name} has shape {list(got)}, the model needs {list(need)}")
+    for name, entry in wanted.items():
+        stored = tensors.get(name)
+        if stored is None:
+            continue  # a copy
+        need = tuple(entry.target.shape)
+        if stored.shape != need:
+            raise CheckpointError(f"{stored.path}: {name} has shape {list(stored.shape)}, the model needs {list(need)}")
+        if stored.dtype not in PLAIN and name not in scales:
+            accepted = ", ".join(PLAIN)
+            raise CheckpointError(
+                f"{stored.path}: {name} is {stored.dtype}; accepted are {accepted} and scaled F8_E4M3"
+            )
+
+
+def _is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor says nothing new: rope's frequencies, or a head that is the embedding."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings)
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (" ..." if len(names) > 3 else "")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leanseek.checkpoint.quantised import read_tensor, scales_of
+from leanseek.checkpoint.shards import read_shards, shown, stored_tensors
 from leanseek.errors import CheckpointError, UsageError, nearest
 from leanseek.model.config import ModelConfig
 
@@ -93,14 +95,81 @@ def pieces(config: ModelConfig) -> Iterator[Piece]:
     yield Piece("output.weight", (config.vocab_size, dim), ("lm_head.weight",))
 
 
+class GgufConversion:
+    """The conversion of a model folder to a GGUF file; it is whole or not there.
+
+    Args:
+        source: a model folder, in FP8 or not.
+        out: the file.
+        to: "gguf".
+        gguf_type: one of `KINDS`.
+        options: of other conversions; none of them is for this one.
+    Raises:
+        UsageError: an unknown type, a model that llama.cpp cannot run, or no `gguf` package.
+        CheckpointError: `source` cannot be read, or `out` is there already.
+    """
+
+    def __init__(self, source: str | Path, out: str | Path, to: str, *, gguf_type: str = "f16", **options: Any) -> None:
+        self.source, self.out, self.kind = Path(source), Path(out), gguf_type
+        check_kind(gguf_type)
+        if self.out.exists():
+            raise CheckpointError(f"{out} is there already; give another name, or delete it first")
+        self._config = ModelConfig.from_file(self.source / "config.json")
+        self._plan = list(pieces(self._config))
+        self._tensors = stored_tensors(read_shards(self.source))
+        self._scales = scales_of(self._tensors)
+        missing = [name for piece in self._plan for name in piece.sources if name not in self._tensors]
+        if missing:
+            raise CheckpointError(f"{source} lacks {len(missing)} tensors, {shown(missing)}")
+
+    @property
+    def total_bytes(self) -> int:
+        """What is to be read."""
+        return sum(self._tensors[name].nbytes for piece in self._plan for name in piece.sources)
+
+    @property
+    def written_bytes(self) -> int:
+        """What the weights will take."""
+        gguf = _package()
+        return sum(_bytes(gguf, piece, _type(gguf, piece, self.kind)) for piece in self._plan)
+
+    def run(self, on_progress: Callable[[int, bool], None] = lambda count, kept: None) -> None:
+        """Convert.
+
+        Args:
+            on_progress: called with the bytes that a tensor took to read, and False.
+        Raises:
+            CheckpointError: a scale is not finite, the tokenizer is not byte-level BPE, or the disk is full.
+        """
+
+        def read(name: str) -> Tensor:
+            tensor = self._tensors[name]
+            on_progress(tensor.nbytes, False)
+            return read_tensor(tensor, self._scales.get(name))
+
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_gguf(self.out, self._config, read, self.source, self.kind)
+        except OSError as error:
+            raise CheckpointError(f"{self.out} cannot be written ({error.strerror or error})") from None
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a type that GGUF files are not written in.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"a GGUF file of {kind!r} is not known{nearest(kind, KINDS)}; accepted: {', '.join(KINDS)}")
+
+
 def write_gguf(
     path: Path,
     config: ModelConfig,
     read: Read,
     folder: Path,
     kind: str,
-    *,
-    on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a model as a GGUF file, tensor by tensor: memory holds one tensor of it at a time.
 
@@ -110,14 +179,12 @@ def write_gguf(
         read: gives the checkpoint's tensors.
         folder: with tokenizer.json and tokenizer_config.json.
         kind: "f16", "q8_0" or "q4_0"; where rows cannot be cut into blocks of 32, and for vectors, f16 and fp32.
-        on_tensor: called with tensors written and their number.
     Raises:
         UsageError: an unknown kind, a model that llama.cpp cannot run, or no `gguf` package.
         CheckpointError: the tokenizer is not byte-level BPE.
     """
     gguf = _package()
-    if kind not in KINDS:
-        raise UsageError(f"a GGUF file of {kind!r} is not known{nearest(kind, KINDS)}; accepted: {', '.join(KINDS)}")
+    check_kind(kind)
     plan = list(pieces(config))
     temporary = path.with_name(f".{path.name}.part")
     writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
@@ -129,15 +196,13 @@ def write_gguf(
         quantised = form.name.startswith("Q")
         shape = gguf.quant_shape_to_byte_shape(piece.shape, form) if quantised else piece.shape
         dtype = np.dtype(np.uint8 if quantised else np.float16 if form.name == "F16" else np.float32)
-        writer.add_tensor_info(piece.name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, form)
+        writer.add_tensor_info(piece.name, shape, dtype, _bytes(gguf, piece, form), form)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, piece in enumerate(plan):
+        for piece in plan:
             writer.write_tensor_data(_data(gguf, config, piece, read, types[piece.name]))
-            if on_tensor is not None:
-                on_tensor(done + 1, len(plan))
         for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())
@@ -178,6 +243,11 @@ def _type(gguf: Any, piece: Piece, kind: str) -> Any:
     if kind == "f16" or piece.shape[-1] % 32:
         return types.F16
     return types.Q8_0 if kind == "q8_0" or piece.name in _VOCABULARY else types.Q4_0
+
+
+def _bytes(gguf: Any, piece: Piece, form: Any) -> int:
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[form]
+    return int(np.prod(piece.shape)) // per_block * block_bytes
 
 
 def _data(gguf: Any, config: ModelConfig, piece: Piece, read: Read, form: Any) -> Any:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from leanseek.model.transformer import Transformer
@@ -54,8 +53,3 @@ def entries(model: Transformer) -> Iterator[Entry]:
         prefix = f"model.layers.{model.config.num_hidden_layers}"
         yield Entry(f"{prefix}.embed_tokens.weight", model.model.embed_tokens.weight, copy=True)
         yield Entry(f"{prefix}.shared_head.head.weight", model.lm_head.weight, copy=True)
-
-
-def file_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Return what a checkpoint file of this model holds, each tensor contiguous and with memory of its own."""
-    return {entry.name: entry.target.detach().clone(memory_format=torch.contiguous_format) for entry in entries(model)}

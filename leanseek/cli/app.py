@@ -29,6 +29,8 @@ COMMANDS = {
     "serve": ("leanseek.cli.serve:serve", "Serve a model over HTTP in OpenAI's protocol, with a chat page."),
     "chat": ("leanseek.cli.chat:chat", "Talk with a model in the terminal."),
     "demo": ("leanseek.cli.demo:demo", "Ask a run's model held-out questions, and say what it cost."),
+    "convert": ("leanseek.cli.convert:convert", "Convert a model folder: FP8, bf16, fp32."),
+    "inspect": ("leanseek.cli.inspect:inspect", "Show what a model folder or a shape is, and what serving it needs."),
     "models": ("leanseek.cli.listing:models", "List the model shapes."),
     "envs": ("leanseek.cli.listing:envs", "List the tasks, show their problems, try one out."),
     "recipes": ("leanseek.cli.listing:recipes", "List the recipes and all settings."),

@@ -1,10 +1,9 @@
-"""Engine: continuous batching over one model; prompts are prefilled once, finished rows leave the batch."""
+"""Engine: continuous batching over one model; prompts are read in chunks, finished rows leave the batch."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +11,14 @@ import torch
 from torch import Tensor
 
 from leanseek.checkpoint.directory import load_model
+from leanseek.engine.blocks import Blocks
+from leanseek.engine.paged_cache import PagedCache
+from leanseek.engine.prefix import Prefixes
 from leanseek.engine.request import Event, Output, Request, SamplingParams
-from leanseek.engine.rows import Rows, Sample
+from leanseek.engine.rows import Rows
 from leanseek.engine.sampler import sample
+from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.errors import EngineError
-from leanseek.model.cache import ContiguousCache
 from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
@@ -24,8 +26,13 @@ from leanseek.model.transformer import Transformer
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 
-# Prompt tokens of one prefill call: enough to keep the processor busy, little enough to bound memory.
+# Prompt tokens of one call: enough to keep the processor busy, little enough to bound memory.
 PREFILL_TOKENS = 8192
+# The same while others wait for their next token: what they wait longer for is this much reading.
+CHUNK_TOKENS = 512
+# Tokens of a block of the cache, where texts share the room: few enough that little of a block is left empty and
+# that beginnings are found again closely, enough that gathering them is quick.
+BLOCK_TOKENS = 32
 
 
 class Engine:
@@ -36,7 +43,13 @@ class Engine:
         tokenizer: to take and give text; None where ids are enough.
         max_batch: samples that run at once.
         max_context_tokens: longest prompt and reply together; None: what the model can.
+        cache_bytes: room for the texts' latents, which they share: a text takes what it needs, beginnings in common
+            are kept once and remembered, and who finds no room waits. None: every sample has room for the longest
+            text, side by side; nothing is remembered, and reading the cache is quickest.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
+    Raises:
+        EngineError: `cache_bytes` is not enough for one block, or routing is to be recorded where beginnings are
+            remembered, whose routing is not.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class Engine:
         *,
         max_batch: int = 64,
         max_context_tokens: int | None = None,
+        cache_bytes: int | None = None,
         record_experts: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
@@ -53,20 +67,45 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens or 1 << 30, self.config.max_position_embeddings)
         moe_layers = len(model.moe_layers) if record_experts else 0
         self.record_experts = moe_layers > 0
+        specs = model.cache_specs()[: self.config.num_hidden_layers]
+        prefixes = None
+        if cache_bytes is None:
+            blocks = Blocks(max_batch, self.max_context_tokens)
+        else:
+            if self.record_experts:
+                raise EngineError("routing is recorded only where nothing is remembered: leave cache_bytes out")
+            block_bytes = BLOCK_TOKENS * PagedCache.bytes_per_token(specs)
+            blocks = Blocks(cache_bytes // block_bytes, BLOCK_TOKENS)
+            if blocks.count < 2:
+                raise EngineError(f"cache_bytes = {cache_bytes}: {2 * block_bytes} are the least for this model")
+            prefixes = Prefixes(blocks)
+            # A text alone must always find room: that is what keeps the others from waiting for ever.
+            self.max_context_tokens = min(self.max_context_tokens, blocks.count * BLOCK_TOKENS)
+        self.prefixes = prefixes
+        self.scheduler = Scheduler(blocks, prefixes, max_batch, whole_texts=cache_bytes is None)
+        self._cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
         per_token = self.config.num_experts_per_tok
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
-        specs = model.cache_specs()[: self.config.num_hidden_layers]
-        self._cache = ContiguousCache(specs, max_batch, self.max_context_tokens, model.device)
         self._decoder = Decoder(model) if Decoder.suits(model) else None
         self._ends = torch.tensor(self.config.eos_token_ids, device=model.device)
-        self._waiting: deque[Sample] = deque()
         self._finished: list[Output] = []
         self._logprobs_S = torch.empty(0)  # of the newest tokens
         self._names = itertools.count()
         self._seeds = itertools.count(1)
+        self._room = 0  # tokens that every row's blocks still have room for, at least
+        self._tables_stale = True
+        self._read_last = False
 
     @classmethod
-    def load(cls, folder: str | Path, *, weights: str = "fp32", device: str = "cpu", max_batch: int = 64) -> Engine:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        weights: str = "fp32",
+        device: str = "cpu",
+        max_batch: int = 64,
+        cache_bytes: int | None = None,
+    ) -> Engine:
         """Open a checkpoint folder for serving.
 
         Args:
@@ -74,6 +113,7 @@ class Engine:
             weights: "fp32" or "bf16", what the weights are kept in.
             device: "cpu" or "cuda".
             max_batch: samples that run at once.
+            cache_bytes: as of the class.
         Raises:
             CheckpointError: the folder cannot be loaded.
             EngineError: an unknown form of weights.
@@ -82,16 +122,23 @@ class Engine:
         if weights not in dtypes:
             raise EngineError(f"weights = {weights!r}: accepted are {', '.join(dtypes)}")
         model = load_model(folder, dtype=dtypes[weights], device=device)
-        return cls(model, Tokenizer.load(folder), max_batch=max_batch)
+        return cls(model, Tokenizer.load(folder), max_batch=max_batch, cache_bytes=cache_bytes)
 
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self._waiting) or len(self._rows) > 0
+        return bool(self.scheduler.waiting or self.scheduler.reading) or len(self._rows) > 0
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None) -> str:
+    def add(
+        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None, scope: str = ""
+    ) -> str:
         """Queue a request; return its name.
 
+        Args:
+            prompt_ids: at least one.
+            params: how to draw the reply.
+            request_id: its name; None: the engine gives one.
+            scope: requests of other scopes never see what the cache remembers of this one.
         Raises:
             EngineError: an empty prompt, a token that the vocabulary lacks, or a prompt that leaves no
                 room for a reply.
@@ -104,30 +151,43 @@ class Engine:
             raise EngineError(
                 f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_context_tokens} leaves no room"
             )
-        request = Request(request_id or f"request-{next(self._names)}", tuple(prompt_ids), params)
-        self._waiting.extend(Sample(request, index) for index in range(params.n))
+        request = Request(request_id or f"request-{next(self._names)}", tuple(prompt_ids), params, scope)
+        samples = [Sample(request, index) for index in range(params.n)]
+        for one in samples:
+            one.seed = self._seed(one)
+        self.scheduler.waiting.extend(samples)
         return request.request_id
 
     def cancel(self, request_id: str) -> None:
-        """Drop a request wherever it is; its rows are free at once."""
-        self._waiting = deque(s for s in self._waiting if s.request.request_id != request_id)
+        """Drop a request wherever it is; its rows and blocks are free at once."""
+        self.scheduler.drop(request_id)
         rows = [row for row, s in enumerate(self._rows.samples) if s.request.request_id == request_id]
         self._leave({row: "cancelled" for row in rows})
         self._finished.clear()  # nobody waits for what was cancelled
 
+    def check_integrity(self) -> None:
+        """See that no block of the cache is lost or held by anybody who is gone.
+
+        Raises:
+            EngineError: it is not so.
+        """
+        self.scheduler.check_integrity(self._rows.samples)
+
     def step(self) -> list[Event]:
-        """Prefill waiting requests if rows are free, else decode one token for every running sample."""
+        """Call the model once: to read a piece of the prompts that wait, or one token for every running sample."""
         rows = self._rows
         start = self._advance()
         if start is None:
             return []
         samples = rows.samples[start:]
         last, logprobs = rows.last[start : len(rows)].tolist(), self._logprobs_S.tolist()
+        places = rows.place[start : len(rows)].tolist()
         reasons = self._settle(start)
         events = []
         for offset, one in enumerate(samples):
             reason = reasons.get(start + offset)
             failed = reason == "error"
+            first = places[offset] == 1
             events.append(
                 Event(
                     one.request.request_id,
@@ -136,6 +196,10 @@ class Engine:
                     None if failed else logprobs[offset],
                     reason,
                     NOT_FINITE if failed else None,
+                    one.top_logprobs[-1] if one.top_logprobs and not failed else None,
+                    one.cached_tokens if first else 0,
+                    one.prompt_logprobs if first else None,
+                    one.prompt_top_logprobs if first else None,
                 )
             )
         self._finished.clear()
@@ -183,7 +247,10 @@ class Engine:
 
     def _drop_all(self) -> None:
         """Make the engine idle: what `generate` asked for has nobody left who waits for it."""
-        self._waiting.clear()
+        for name in {s.request.request_id for s in self.scheduler.waiting} | {
+            s.request.request_id for reading in self.scheduler.reading for s in reading.samples
+        }:
+            self.scheduler.drop(name)
         self._leave(dict.fromkeys(range(len(self._rows)), "cancelled"))
         self._finished.clear()
 
@@ -196,55 +263,106 @@ class Engine:
 
     @torch.inference_mode()
     def _advance(self) -> int | None:
-        """Run the model once; return the first row that got a token, or None if nothing ran."""
-        if self._waiting and self._rows.free:
-            return self._prefill()
-        if len(self._rows):
+        """Call the model once; return the first row that got a token, or None if none did."""
+        scheduler, rows = self.scheduler, self._rows
+        # In turn, so that whoever runs does not wait for a long prompt, nor the prompt for whoever runs.
+        limit = CHUNK_TOKENS if len(rows) and not scheduler.whole_texts else PREFILL_TOKENS
+        if scheduler.waiting and not (self._read_last and len(rows) and not scheduler.whole_texts):
+            self._copy(scheduler.admit(len(rows), limit))
+        if scheduler.reading and not (self._read_last and len(rows) and not scheduler.whole_texts):
+            self._read_last = True
+            return self._read(scheduler.chunk(limit))
+        self._read_last = False
+        if len(rows):
+            self._make_room()
+        if len(rows):
             self._decode()
             return 0
         return None
 
-    def _prefill(self) -> int:
-        """Admit waiting samples; a prompt that several in a row have is read once, then copied to their rows."""
-        rows, start = self._rows, len(self._rows)
-        admitted: list[Sample] = []
-        leaders: list[int] = []  # first row with each prompt
-        leader_of: list[int] = []
-        tokens: list[int] = []
-        lengths: list[int] = []
-        previous: tuple[int, ...] = ()
-        while self._waiting and len(admitted) < rows.free:
-            prompt_ids = self._waiting[0].request.prompt_ids
-            if prompt_ids != previous:
-                if lengths and len(tokens) + len(prompt_ids) > PREFILL_TOKENS:
-                    break
-                previous = prompt_ids
-                leaders.append(start + len(admitted))
-                tokens += prompt_ids
-                lengths.append(len(prompt_ids))
-            leader_of.append(len(leaders) - 1)
-            admitted.append(self._waiting.popleft())
-        device = self.model.device
-        segments = Segments(tuple(lengths), device=device)
+    def _copy(self, copies: Sequence[Copy]) -> None:
+        """Carry copies out, as if all at once: none reads what another writes."""
+        if copies:
+            targets = [copy.target for copy in copies]
+            if not self.scheduler.whole_texts:
+                self._cache.clear(targets)
+            self._cache.copy([copy.source for copy in copies], targets, max(copy.tokens for copy in copies))
+
+    def _read(self, parts: Sequence[tuple[Reading, int, int]]) -> int | None:
+        """Read pieces of prompts; the samples whose prompt is read become rows and get their first token."""
+        scheduler, device = self.scheduler, self.model.device
+        tokens = [token for reading, start, end in parts for token in reading.ids[start:end]]
+        lengths = tuple(end - start for _, start, end in parts)
+        begun = any(start for _, start, _ in parts)
+        cached = tuple(start for _, start, _ in parts) if begun else None
+        segments = Segments(lengths, cached_lengths=cached, device=device)
+        if scheduler.whole_texts:
+            self._cache.reserve(segments.longest)
+        else:
+            self._cache.clear([block for reading, _, _ in parts for block in reading.blocks])
+        self._cache.use([reading.blocks for reading, _, _ in parts])
+        self._tables_stale = True
         routing = Routing() if self.record_experts else None
-        self._cache.use(torch.tensor(leaders, device=device))
         hidden_TD = self.model(torch.tensor(tokens, device=device), segments, self._cache, routing)
-        self._cache.use(None)
-        leader_M = torch.tensor(leader_of, device=device)
-        followers = [(leaders[g], start + i) for i, g in enumerate(leader_of) if leaders[g] != start + i]
-        if followers:
-            self._cache.copy_rows([a for a, _ in followers], [b for _, b in followers], max(lengths))
+        ended: list[tuple[int, Reading]] = []
+        for place, (reading, _, end) in enumerate(parts):
+            reading.done = end
+            if end == len(reading.ids):
+                ended.append((place, reading))
+        if not ended:
+            return None
+        return self._begin(ended, hidden_TD, segments, routing)
+
+    def _begin(
+        self, ended: Sequence[tuple[int, Reading]], hidden_TD: Tensor, segments: Segments, routing: Routing | None
+    ) -> int:
+        """Make rows of the samples whose text has been read, and draw each one's next token."""
+        scheduler, rows, start = self.scheduler, self._rows, len(self._rows)
+        entries: list[tuple[Sample, int]] = []
+        copies: list[Copy] = []
+        for place, reading in ended:
+            scheduler.reading.remove(reading)
+            scheduler.keep(reading.samples[0], reading.ids)
+            copies += scheduler.fork(reading)
+            entries += [(one, place) for one in reading.samples]
+        self._copy(copies)
+        if scheduler.whole_texts:
+            entries.sort(key=lambda entry: entry[0].blocks[0])
+        length_of = {place: len(reading.ids) for place, reading in ended}
+        lengths = [length_of[place] for _, place in entries]
+        limits = [self._limit(one) for one, _ in entries]
+        rows.append([one for one, _ in entries], lengths, limits)
         if routing is not None:
             stacked = routing.stacked().to(torch.int16)
-            for row, group in enumerate(leader_of, start):
-                first = segments.starts[group]
-                rows.experts[row, : lengths[group]] = stacked[first : first + lengths[group]]
-        room = [self.max_context_tokens - lengths[g] for g in leader_of]
-        limits = [min(s.request.params.max_tokens, r) for s, r in zip(admitted, room, strict=True)]
-        rows.append(admitted, [lengths[g] for g in leader_of], limits, [self._seed(s) for s in admitted])
-        logits_SW = self.model.logits(hidden_TD.index_select(0, segments.last_S)).index_select(0, leader_M)
+            for row, (_, place) in enumerate(entries, start):
+                first = segments.starts[place]
+                rows.experts[row, : segments.lengths[place]] = stacked[first : first + segments.lengths[place]]
+        self._changed()
+        row_M = torch.tensor([place for _, place in entries], device=hidden_TD.device)
+        logits_SW = self.model.logits(hidden_TD.index_select(0, segments.last_S)).index_select(0, row_M)
         self._take(start, logits_SW)
         return start
+
+    def _make_room(self) -> None:
+        """See that every row has room for its next token; rows for which there is none are sent back to wait."""
+        if self.scheduler.whole_texts or self._room > 0:
+            return
+        rows = self._rows
+        positions = rows.position[: len(rows)].tolist()
+        running = list(zip(rows.samples, positions, strict=True))
+        sent_back = self.scheduler.grow(running, 1, self._wait)
+        if sent_back:
+            self._remove([row for row, one in enumerate(rows.samples) if one in sent_back])
+        self._changed()
+
+    def _wait(self, one: Sample) -> None:
+        """Let a sample know what it has said, which the rows know."""
+        rows = self._rows
+        rows.settle()
+        row = rows.samples.index(one)
+        count = int(rows.place[row])
+        one.said = rows.tokens[row, :count].tolist()
+        one.said_logprobs = rows.logprobs[row, :count].tolist()
 
     def _decode(self) -> None:
         """Read every row's newest token and sample the next."""
@@ -252,12 +370,18 @@ class Engine:
         count = len(rows)
         last_S, position_S, longest = rows.last[:count], rows.position[:count], rows.longest + 1
         routing = Routing() if self.record_experts else None
+        if self._tables_stale:
+            self._cache.use([one.blocks for one in rows.samples])
+            self._tables_stale = False
+        if self.scheduler.whole_texts:
+            self._cache.reserve(longest)
         if self._decoder is not None:
             logits_SW = self._decoder(last_S, position_S, longest, rows.level, self._cache, routing)
         else:
             segments = Segments.decode(position_S, longest, rows.level)
             logits_SW = self.model.logits(self.model(last_S, segments, self._cache, routing))
         rows.advance(None if routing is None else routing.experts)
+        self._room -= 1
         self._take(0, logits_SW)
 
     def _take(self, start: int, logits_SW: Tensor) -> None:
@@ -267,6 +391,22 @@ class Engine:
         draws_S = None if start or sampling.greedy else rows.draws()
         tokens_S, self._logprobs_S = sample(logits_SW, sampling, draws_S)
         rows.take(start, tokens_S, self._logprobs_S)
+
+    def _changed(self) -> None:
+        """Note that rows came, went, or got blocks."""
+        rows, size = self._rows, self.scheduler.blocks.tokens
+        self._tables_stale = True
+        if not self.scheduler.whole_texts:
+            for one in rows.samples:
+                self._cache.clear(one.blocks[-1:])
+            positions = rows.position[: len(rows)].tolist()
+            room = (len(one.blocks) * size - at for one, at in zip(rows.samples, positions, strict=True))
+            self._room = min(room, default=0)
+
+    def _limit(self, one: Sample) -> int:
+        """Return how long a sample's reply may be."""
+        prompt = len(one.request.prompt_ids)
+        return min(one.request.params.max_tokens, self.max_context_tokens - prompt)
 
     def _settle(self, start: int) -> dict[int, str]:
         """Find the rows that ended with their newest token, let them leave, and say why each did."""
@@ -308,13 +448,29 @@ class Engine:
         rows.settle()
         for row in sorted(reasons):
             self._finished.append(self._output(row, reasons[row]))
-        broken = [row for row, reason in reasons.items() if reason == "error"]
-        if broken:
-            self._cache.clear_rows(broken)
-        width = rows.longest
-        moves = rows.remove(list(reasons))
-        if moves:
-            self._cache.copy_rows([a for a, _ in moves], [b for _, b in moves], width)
+        scheduler = self.scheduler
+        for row, reason in reasons.items():
+            one = rows.samples[row]
+            if reason == "error":
+                # NaN left behind would spoil a shorter text there, which masks but multiplies.
+                if scheduler.prefixes is not None:
+                    scheduler.prefixes.distrust(one.blocks)
+                alone = [block for block in one.blocks if scheduler.blocks.holders(block) == 1]
+                self._cache.clear(alone, again=True)
+            elif scheduler.prefixes is not None:
+                said = rows.tokens[row, : int(rows.place[row])].tolist()
+                scheduler.keep(one, (*one.request.prompt_ids, *said)[: int(rows.position[row])])
+            scheduler.release(one)
+        self._remove(list(reasons))
+
+    def _remove(self, gone: Sequence[int]) -> None:
+        """Take rows whose blocks were given back out of the batch."""
+        rows, width = self._rows, self._rows.longest
+        moves = rows.remove(list(gone))
+        if self.scheduler.whole_texts and moves:
+            self.scheduler.moved([rows.samples[target] for _, target in moves])
+            self._cache.copy([source for source, _ in moves], [target for _, target in moves], width)
+        self._changed()
 
     def _output(self, row: int, reason: str) -> Output:
         rows, one = self._rows, self._rows.samples[row]
@@ -334,6 +490,10 @@ class Engine:
             rows.experts[row, :read].clone() if self.record_experts else None,
             reason,
             NOT_FINITE if reason == "error" else None,
+            one.cached_tokens,
+            one.top_logprobs or None,
+            one.prompt_logprobs,
+            one.prompt_top_logprobs,
         )
 
     def _seed(self, one: Sample) -> int:

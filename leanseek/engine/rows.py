@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from leanseek.engine.request import Request, SamplingParams
+from leanseek.engine.request import SamplingParams
 from leanseek.engine.sampler import SamplingRows, uniform
+from leanseek.engine.scheduler import Sample
 
 # Below this only the most likely tokens are in reach anyway, and dividing logits by less may overflow.
 SMALLEST_TEMPERATURE = 1e-5
 # Places that random numbers are made for at once: a dozen small operations cost as much for 16 as for one.
 AHEAD = 16
-
-
-@dataclass
-class Sample:
-    """One of a request's n samples while it runs."""
-
-    request: Request
-    index: int
 
 
 class Rows:
@@ -59,6 +50,7 @@ class Rows:
         self.longest = 0
         self.level = True
         self.watched: list[int] = []  # rows with stop texts or stop tokens of their own
+        self.ruled: list[int] = []  # rows whose logits are changed, or of which more is told than the token
         self.any_stops_at_eos = False
         self.until_limit = 0  # tokens that every row may still get, at least
         self._watching = False
@@ -78,20 +70,31 @@ class Rows:
         """Rows not in use."""
         return self.capacity - len(self.samples)
 
-    def append(self, samples: list[Sample], prompt_tokens: list[int], limits: list[int], seeds: list[int]) -> None:
-        """Put samples into the next free rows, their prompts' last state still to be filled in."""
+    def append(self, samples: list[Sample], lengths: list[int], limits: list[int]) -> None:
+        """Put samples into the next free rows, their next token still to be filled in.
+
+        Args:
+            samples: their texts are in the cache.
+            lengths: tokens of each text: prompt, and what was said before the sample had to wait.
+            limits: longest reply of each.
+        """
         self.settle()
         start, end = len(self.samples), len(self.samples) + len(samples)
         params = [sample.request.params for sample in samples]
-        self.position[start:end] = torch.tensor(prompt_tokens)
-        self.place[start:end] = 0
+        self.position[start:end] = torch.tensor(lengths)
+        self.place[start:end] = torch.tensor([len(sample.said) for sample in samples])
         self.limit[start:end] = torch.tensor(limits)
         self.stops_at_eos[start:end] = torch.tensor([not p.ignore_eos for p in params])
         self.temperature[start:end] = torch.tensor([_temperature(p) for p in params])
         self.top_p[start:end] = torch.tensor([float(p.top_p) for p in params])
         self.min_p[start:end] = torch.tensor([float(p.min_p) for p in params])
         self.top_k[start:end] = torch.tensor([p.top_k for p in params])
-        self.seed[start:end] = torch.tensor(seeds)
+        self.seed[start:end] = torch.tensor([sample.seed for sample in samples])
+        for row, sample in enumerate(samples, start):
+            if sample.said:
+                self.tokens[row, : len(sample.said)] = torch.tensor(sample.said)
+                self.logprobs[row, : len(sample.said)] = torch.tensor(sample.said_logprobs)
+                sample.said, sample.said_logprobs = [], []
         self.samples += samples
         self._watching = self._watching or any(p.stop or p.stop_token_ids for p in params)
         self._changed()
@@ -193,6 +196,7 @@ class Rows:
         count = len(self)
         self._sampling = self._draws = None
         self.longest, self.level, self.until_limit, self.any_stops_at_eos, self.watched = 0, True, 0, False, []
+        self.ruled = [row for row, s in enumerate(self.samples) if s.rule is not None or s.request.params.logprobs]
         if count:
             position = self.position[:count]
             low, high = int(position.min()), int(position.max())

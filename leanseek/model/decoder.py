@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leanseek.kernels.experts import routed_experts
 from leanseek.kernels.linear import LEAST_ROWS, onednn_is_faster, product
-from leanseek.model.cache import ContiguousCache
+from leanseek.model.cache import DecodeView
 from leanseek.model.experts import DeepSeekMoE, Routing
 from leanseek.model.layers import SwiGLU
 from leanseek.model.transformer import Block, Transformer
@@ -112,7 +112,7 @@ class Decoder:
         positions_S: Tensor,
         longest: int,
         level: bool,
-        cache: ContiguousCache,
+        cache: DecodeView,
         routing: Routing | None = None,
     ) -> Tensor:
         """Read one token a row of the cache and return the next one's logits; call it in inference mode.
@@ -138,7 +138,6 @@ class Decoder:
         if not level:
             seen_S1K = torch.arange(longest) <= positions_S[:, None, None]
             hidden_S1K = torch.where(seen_S1K, 0.0, -math.inf)
-        cache.reserve(longest)
         torch.index_select(self._embedding_WX, 0, tokens_S, out=frame.stream_SX)
         for index, layer in enumerate(self._layers):
             self._norm(frame)

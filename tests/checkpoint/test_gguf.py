@@ -11,8 +11,10 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
+from leanseek.checkpoint.directory import save_model
 from leanseek.checkpoint.gguf import pieces, write_gguf
-from leanseek.checkpoint.names import file_tensors
+from leanseek.checkpoint.names import entries
+from leanseek.cli.app import main
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, UsageError
@@ -42,6 +44,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "initializer_range": 0.1,
     },
 }
+
+
+def file_tensors(model: Transformer) -> dict[str, torch.Tensor]:
+    return {entry.name: entry.target.detach() for entry in entries(model) if not entry.copy}
 
 
 def write(model: Transformer, tokenizer, folder: Path, kind: str) -> Path:
@@ -161,6 +167,32 @@ def test_other_splits_have_no_name_there(tmp_path, make_model, tiny_tokenizer):
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(CheckpointError, match="splits are not DeepSeek's"):
         write_gguf(tmp_path / "model.gguf", model.config, file_tensors(model).__getitem__, tmp_path, "f16")
+
+
+@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+def test_a_folder_is_converted_from_the_command_line(tmp_path, make_model, tiny_tokenizer, capsys, kind):
+    model = make_model(**SHAPES["v3"])
+    save_model(model, tmp_path / "model", tiny_tokenizer)
+    out = tmp_path / "new" / "model.gguf"
+    command = ["convert", str(tmp_path / "model"), str(out), "--to", "gguf", "--gguf-type", kind]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: gguf, ")
+    reader = GGUFReader(out)
+    assert {t.name for t in reader.tensors} == {piece.name for piece in pieces(model.config)}
+    assert main(command) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "x"), "--to", "fp8", "--gguf-type", "q8_0"]) == 2
+
+
+def test_fp8_files_are_read_too(tmp_path, make_model, tiny_tokenizer):
+    model = make_model(**SHAPES["v3"])
+    save_model(model, tmp_path / "model", tiny_tokenizer)
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "fp8"), "--to", "fp8"]) == 0
+    assert main(["convert", str(tmp_path / "fp8"), str(tmp_path / "model.gguf"), "--to", "gguf"]) == 0
+    found = {t.name: t for t in GGUFReader(tmp_path / "model.gguf").tensors}
+    got = torch.from_numpy(np.array(found["blk.1.attn_output.weight"].data, dtype=np.float32))
+    expected = model.model.layers[1].self_attn.o_proj.weight.detach()
+    assert 0 < float((got - expected).norm() / expected.norm()) < 0.05
 
 
 @pytest.mark.slow

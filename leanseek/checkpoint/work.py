@@ -1,0 +1,101 @@
+"""WorkFolder: a model folder in the making, beside its place; a later call keeps the shards that are finished."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leanseek.checkpoint.shards import Layout, read_shard
+from leanseek.errors import CheckpointError
+from leanseek.files import sync_folder, write_json
+
+
+class WorkFolder:
+    """A hidden folder beside `target`, which takes that name when it is whole.
+
+    Args:
+        target: the folder that is to be; empty, or not there yet.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(f".{target.name}.convert")
+        self.folder = self.path / "folder"
+        self._plan, self._finished = self.path / "plan.json", self.path / "finished.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, so that two processes never fill the same one.
+
+        Raises:
+            CheckpointError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise CheckpointError(f"another process is converting to {self.target}; wait for it") from None
+            yield
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Make the folder, or keep it as it is if it was begun with the same plan (JSON values)."""
+        if _read_json(self._plan) != plan:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._finished.unlink(missing_ok=True)
+            write_json(self._plan, plan)
+        self.folder.mkdir(exist_ok=True)
+
+    def has(self, name: str, tensors: Iterable[Layout]) -> bool:
+        """Whether a shard of these tensors is there as it was when it was finished, byte for byte."""
+        path = self.folder / name
+        digest = self._digests().get(name)
+        if digest is None or not path.is_file():
+            return False
+        try:
+            there = {(tensor.name, tensor.dtype, tensor.shape) for tensor in read_shard(path).tensors.values()}
+        except CheckpointError:
+            return False
+        return there == {(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors} and _digest(path) == digest
+
+    @contextmanager
+    def shard(self, name: str) -> Iterator[Path]:
+        """Give the path to write a shard to; it counts as finished when the block ends without an error."""
+        part = self.path / f"{name}.part"
+        try:
+            yield part
+            os.replace(part, self.folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+        sync_folder(self.folder)
+        write_json(self._finished, {**self._digests(), name: _digest(self.folder / name)})
+
+    def complete(self) -> None:
+        """Give the folder its name, and delete what only the work needed."""
+        sync_folder(self.folder)
+        os.replace(self.folder, self.target)
+        sync_folder(self.target.parent)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _digests(self) -> dict[str, str]:
+        found = _read_json(self._finished)
+        return found if isinstance(found, dict) else {}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # none yet, or written by something else: begun anew
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

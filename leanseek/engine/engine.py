@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.blocks import Blocks
+from leanseek.engine.disk import Disk
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
 from leanseek.engine.request import Event, Output, Request, SamplingParams
@@ -46,6 +47,7 @@ class Engine:
         cache_bytes: room for the texts' latents, which they share: a text takes what it needs, beginnings in common
             are kept once and remembered, and who finds no room waits. None: every sample has room for the longest
             text, side by side; nothing is remembered, and reading the cache is quickest.
+        disk: where what is remembered is kept besides, over a restart too; goes with `cache_bytes`.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
     Raises:
         EngineError: `cache_bytes` is not enough for one block, or routing is to be recorded where beginnings are
@@ -60,6 +62,7 @@ class Engine:
         max_batch: int = 64,
         max_context_tokens: int | None = None,
         cache_bytes: int | None = None,
+        disk: Disk | None = None,
         record_experts: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
@@ -78,7 +81,7 @@ class Engine:
             blocks = Blocks(cache_bytes // block_bytes, BLOCK_TOKENS)
             if blocks.count < 2:
                 raise EngineError(f"cache_bytes = {cache_bytes}: {2 * block_bytes} are the least for this model")
-            prefixes = Prefixes(blocks)
+            prefixes = Prefixes(blocks, disk, self._restore, self._payload)
             # A text alone must always find room: that is what keeps the others from waiting for ever.
             self.max_context_tokens = min(self.max_context_tokens, blocks.count * BLOCK_TOKENS)
         self.prefixes = prefixes
@@ -95,6 +98,12 @@ class Engine:
         self._room = 0  # tokens that every row's blocks still have room for, at least
         self._tables_stale = True
         self._read_last = False
+
+    def _restore(self, block: int, tokens: int, data: bytes) -> bool:
+        return self._cache.restore(block, tokens, data)
+
+    def _payload(self, block: int, tokens: int) -> bytes:
+        return self._cache.payload(block, tokens)
 
     @classmethod
     def load(

@@ -97,6 +97,24 @@ class PagedCache:
         """Copy the first `length` positions of some blocks onto others, in every layer."""
         self.store[:, list(targets), :length] = self.store[:, list(sources), :length]
 
+    def payload(self, block: int, tokens: int) -> bytes:
+        """Return a block's first latents as bytes, every layer's."""
+        held = self.store[:, block, :tokens].contiguous().cpu()
+        data: bytes = held.view(torch.uint8).numpy().tobytes()
+        return data
+
+    def restore(self, block: int, tokens: int, data: bytes) -> bool:
+        """Put what `payload` gave into a block; False, and nothing is changed, where it does not fit."""
+        target = self.store[:, block, :tokens]
+        if len(data) != target.numel() * target.element_size():
+            return False
+        found = torch.frombuffer(bytearray(data), dtype=self.store.dtype).view(target.shape)
+        if not bool(torch.isfinite(found).all()):
+            return False
+        self.clear([block])
+        target.copy_(found)
+        return True
+
     def _whole_texts(self, tables: Sequence[Sequence[int]]) -> bool:
         return all(len(table) == 1 and table[0] == row for row, table in enumerate(tables))
 

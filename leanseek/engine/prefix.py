@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from leanseek.engine.blocks import Blocks
+from leanseek.engine.disk import Disk
 
 # Beginnings that differ within a block are looked through for the longest common part; more of them than this are
 # not, so that a lookup stays quick whatever clients send.
 MOST_COMPARED = 64
+# Of a node whose latents are on disk alone.
+NOWHERE = -1
 
 
 @dataclass(eq=False)
@@ -20,12 +23,16 @@ class Node:
     Args:
         parent: the block before; None at a scope's root.
         tokens: of this block; fewer than a block has room for only where nothing follows.
-        block: where it is; -1 at a root.
+        block: where it is; NOWHERE at a root, and where the disk alone has it.
+        key: what the disk finds it by; "" without a disk.
+        stored: whether the disk has it, or soon will.
     """
 
     parent: Node | None
     tokens: tuple[int, ...]
     block: int
+    key: str = ""
+    stored: bool = False
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
 
     @property
@@ -67,22 +74,39 @@ class Prefixes:
 
     Args:
         blocks: whose.
+        disk: where nodes are kept besides, over a restart too; None: nowhere.
+        fetch: reads a block's latents from the disk's bytes into the cache; whether they fit.
+        payload: gives a block's latents, of so many tokens, as bytes for the disk.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
-        self.blocks = blocks
+    def __init__(
+        self,
+        blocks: Blocks,
+        disk: Disk | None = None,
+        fetch: Callable[[int, int, bytes], bool] = lambda block, tokens, data: False,
+        payload: Callable[[int, int], bytes] = lambda block, tokens: b"",
+    ) -> None:
+        self.blocks, self.disk = blocks, disk
+        self._fetch, self._payload = fetch, payload
         self._roots: dict[str, Node] = {}
         self._recent: OrderedDict[Node, None] = OrderedDict()  # oldest use first
         self._of_block: dict[int, Node] = {}
         self.hit_tokens = self.asked_tokens = 0
+        if disk is not None:
+            self._restore(disk)
 
     def __len__(self) -> int:
         """Blocks that the tree holds."""
-        return len(self._recent)
+        return len(self._of_block)
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks that the tree holds."""
+        return list(self._of_block)
 
     def find(self, scope: str, ids: Sequence[int], most: int) -> Match:
         """Return the longest beginning that is known, of at most `most` tokens; it counts as used."""
-        node, nodes, at, size = self._roots.get(scope), [], 0, self.blocks.tokens
+        node, nodes, at, size = self._roots.get(self._root_key(scope)), [], 0, self.blocks.tokens
         while node is not None and at + size <= most:
             child = node.children.get(tuple(ids[at : at + size]))
             if child is None:
@@ -106,15 +130,18 @@ class Prefixes:
 
         The blocks' holder may go on writing behind the text, never inside it.
         """
-        node, size = self._roots.setdefault(scope, Node(None, (), -1)), self.blocks.tokens
+        root_key, size = self._root_key(scope), self.blocks.tokens
+        node = root = self._roots.setdefault(root_key, Node(None, (), NOWHERE, root_key))
         kept = []
         for index, block in zip(range(0, len(ids), size), blocks, strict=False):
             tokens = tuple(ids[index : index + size])
             child = node.children.get(tokens) or self._longer(node, tokens, block)
             if child is None:
-                child = node.children[tokens] = self._of_block[block] = Node(node, tokens, block)
-                self.blocks.share([block])
+                child = node.children[tokens] = Node(node, tokens, NOWHERE)
                 self._recent[child] = None
+            if child.block == NOWHERE:
+                self._settle(child, block)
+            self._store(child, root)
             kept.append(child)
             node = child
         self._used(kept)
@@ -123,24 +150,43 @@ class Prefixes:
     def make_room(self, count: int) -> bool:
         """Forget what was used longest ago until `count` blocks are free; whether that succeeded."""
         while self.blocks.free < count:
-            oldest = next((n for n in self._recent if not n.children and self.blocks.holders(n.block) == 1), None)
+            oldest = next(filter(self._may_go, self._recent), None)
             if oldest is None:
                 return False
-            self.forget(oldest)
+            if oldest.stored:
+                self._leave_to_disk(oldest)
+            else:
+                self.forget(oldest)
+        return True
+
+    def fetch(self, node: Node) -> bool:
+        """Bring a node back from the disk into a free block, which the caller has seen to; False: it was lost."""
+        data = self.disk.get(node.key) if self.disk is not None else None
+        (block,) = self.blocks.take(1)
+        if data is None or not self._fetch(block, len(node.tokens), data):
+            self.blocks.release([block])
+            for follower in reversed([*self._below(node)]):
+                self.forget(follower)
+            return False
+        self._settle(node, block)
+        self.blocks.release([block])
         return True
 
     def forget(self, node: Node) -> None:
         """Drop a node that nothing follows."""
         assert not node.children and node.parent is not None
         del node.parent.children[node.tokens]
-        del self._recent[node], self._of_block[node.block]
-        self.blocks.release([node.block])
+        if node in self._recent:
+            del self._recent[node]
+        self._leave_to_disk(node)
 
     def distrust(self, blocks: Sequence[int]) -> None:
         """Forget what lies in these blocks, and all that follows it: the numbers there are broken."""
         for block in blocks:
             node = self._of_block.get(block)
             for follower in reversed([*self._below(node)] if node is not None else []):
+                if self.disk is not None and follower.stored:
+                    self.disk.drop(follower.key)
                 self.forget(follower)
 
     def clear(self) -> None:
@@ -162,6 +208,49 @@ class Prefixes:
             if node.parent is not None:
                 yield node
             waiting += node.children.values()
+
+    def _may_go(self, node: Node) -> bool:
+        """Whether a node's block can be had: nobody else holds it, and nothing is lost that is needed after it."""
+        if node.block == NOWHERE or self.blocks.holders(node.block) > 1:
+            return False
+        return node.stored or not node.children
+
+    def _settle(self, node: Node, block: int) -> None:
+        node.block = block
+        self._of_block[block] = node
+        self.blocks.share([block])
+
+    def _leave_to_disk(self, node: Node) -> None:
+        if node.block != NOWHERE:
+            del self._of_block[node.block]
+            self.blocks.release([node.block])
+            node.block = NOWHERE
+
+    def _store(self, node: Node, root: Node) -> None:
+        """Have a node written to disk, unless it is there; one that has grown is another one there."""
+        if self.disk is None or node.parent is None:
+            return
+        key = self.disk.key(node.parent.key, node.tokens)
+        if key != node.key or not node.stored:
+            if node.stored:
+                self.disk.drop(node.key)
+            node.key = key
+            payload = self._payload(node.block, len(node.tokens))
+            node.stored = self.disk.put(root.key, node.parent.key, key, node.tokens, payload)
+
+    def _root_key(self, scope: str) -> str:
+        return scope if self.disk is None else self.disk.root_key(scope)
+
+    def _restore(self, disk: Disk) -> None:
+        """Plant the nodes that the disk has."""
+        nodes: dict[str, Node] = {}
+        for entry in disk.entries():
+            parent = nodes.get(entry.parent)
+            if parent is None:
+                parent = self._roots.setdefault(entry.root, Node(None, (), NOWHERE, entry.root))
+            nodes[entry.key] = node = Node(parent, entry.tokens, NOWHERE, entry.key, stored=True)
+            parent.children[entry.tokens] = node
+            self._recent[node] = None
 
     def _longer(self, node: Node, tokens: tuple[int, ...], block: int) -> Node | None:
         """Lengthen the node that this very block has already, where a text has grown in it since."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanseek.engine.blocks import Blocks
-from leanseek.engine.prefix import Prefixes
+from leanseek.engine.prefix import NOWHERE, Node, Prefixes
 from leanseek.engine.request import Request
 
 # A new text is let in only if so many blocks stay free for the texts that run: otherwise it would soon be sent back.
@@ -235,7 +235,7 @@ class Scheduler:
         """
         held = [sample.blocks for sample in running] + [reading.blocks for reading in self.reading]
         if self.prefixes is not None:
-            held.append([node.block for node in self.prefixes])
+            held.append(self.prefixes.held)
         self.blocks.check_integrity(held)
 
     def _continues(self, sample: Sample) -> bool:
@@ -254,12 +254,13 @@ class Scheduler:
         if self.prefixes is not None and sample.request.params.prompt_logprobs is None:
             # The last token is always read: its logits are wanted.
             match = self.prefixes.find(sample.request.scope, ids, len(ids) - 1)
-            shared, cached = [node.block for node in match.nodes], match.tokens
-            if match.part is not None:
-                part, part_tokens = match.part.block, match.part_tokens
-        blocks.share(shared)
-        if part >= 0:
-            blocks.share([part])
+            found = [*match.nodes] if match.part is None else [*match.nodes, match.part]
+            held = self._bring(found)
+            shared = held[: len(match.nodes)]
+            cached = sum(len(node.tokens) for node in found[: len(shared)])
+            if len(held) > len(match.nodes):
+                part, part_tokens = held[-1], match.part_tokens
+                cached += part_tokens
         wanted = blocks.needed(len(ids) + 1) - len(shared)
         others = running or self.reading
         spare = int(blocks.count * SPARE_SHARE) if others and not self.whole_texts else 0
@@ -274,6 +275,22 @@ class Scheduler:
         if part >= 0:
             blocks.release([part])
         return enough
+
+    def _bring(self, nodes: Sequence[Node]) -> list[int]:
+        """See that remembered blocks are in the cache, and hold them; as far as there is room and the disk has them."""
+        assert self.prefixes is not None
+        # Held first, so that none makes way for another.
+        there = {node: node.block for node in nodes if node.block != NOWHERE}
+        self.blocks.share(there.values())
+        held: list[int] = []
+        for node in nodes:
+            if node.block == NOWHERE:
+                if not (self._room(1) and self.prefixes.fetch(node)):
+                    break
+                self.blocks.share([node.block])
+            held.append(node.block)
+        self.blocks.release(there[node] for node in nodes[len(held) :] if node in there)
+        return held
 
     def _let_in(self) -> Sample:
         sample = self.waiting.popleft()

@@ -53,7 +53,7 @@ def test_a_text_that_grows_in_its_block_is_kept_once():
     assert len(prefixes) == 2 and blocks.holders(taken[0]) == 2
     assert prefixes.find("", [1, 2, 3, 4, 5, 6, 7], 6).tokens == 6
     blocks.release(taken)
-    blocks.check_integrity([[node.block for node in prefixes]])
+    blocks.check_integrity([prefixes.held])
 
 
 def test_what_was_used_longest_ago_makes_room_and_what_others_hold_stays():
@@ -102,4 +102,4 @@ def test_it_finds_what_a_search_through_all_texts_finds(seed):
         assert found.tokens == max(common, default=0)
         keep(blocks, prefixes, ids)
         texts.append(ids)
-        blocks.check_integrity([[node.block for node in prefixes]])
+        blocks.check_integrity([prefixes.held])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from leanseek.engine.request import Event, Output, Request, SamplingParams
 from leanseek.engine.rows import Rows
 from leanseek.engine.sampler import sample
 from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
+from leanseek.engine.speculative import Drawn, Gain, Speculation
 from leanseek.errors import EngineError
 from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
@@ -48,9 +50,10 @@ class Engine:
             are kept once and remembered, and who finds no room waits. None: every sample has room for the longest
             text, side by side; nothing is remembered, and reading the cache is quickest.
         disk: where what is remembered is kept besides, over a restart too; goes with `cache_bytes`.
+        drafts: tokens that the MTP layer drafts at once, where that is found to pay; 0: none. The replies are the same.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
     Raises:
-        EngineError: `cache_bytes` is not enough for one block, or routing is to be recorded where beginnings are
+        EngineError: the model has no MTP layer to draft with; `cache_bytes` is not enough for one block, or routing is to be recorded where beginnings are
             remembered, whose routing is not.
     """
 
@@ -63,6 +66,7 @@ class Engine:
         max_context_tokens: int | None = None,
         cache_bytes: int | None = None,
         disk: Disk | None = None,
+        drafts: int = 0,
         record_experts: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
@@ -70,7 +74,9 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens or 1 << 30, self.config.max_position_embeddings)
         moe_layers = len(model.moe_layers) if record_experts else 0
         self.record_experts = moe_layers > 0
-        specs = model.cache_specs()[: self.config.num_hidden_layers]
+        if drafts and model.mtp_layer is None:
+            raise EngineError(f"drafts = {drafts}: the model has no MTP layer, which would draft")
+        specs = model.cache_specs()[: self.config.num_hidden_layers + bool(drafts)]
         prefixes = None
         if cache_bytes is None:
             blocks = Blocks(max_batch, self.max_context_tokens)
@@ -87,6 +93,9 @@ class Engine:
         self.prefixes = prefixes
         self.scheduler = Scheduler(blocks, prefixes, max_batch, whole_texts=cache_bytes is None)
         self._cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
+        self.speculation = Speculation(model, self._cache, drafts) if drafts and not self.record_experts else None
+        self._gain = Gain()
+        self._drawn: Drawn | None = None
         per_token = self.config.num_experts_per_tok
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
         self._decoder = Decoder(model) if Decoder.suits(model) else None
@@ -188,6 +197,10 @@ class Engine:
         start = self._advance()
         if start is None:
             return []
+        if self._drawn is not None:
+            events = self._settle_drawn()
+            self._finished.clear()
+            return events
         samples = rows.samples[start:]
         last, logprobs = rows.last[start : len(rows)].tolist(), self._logprobs_S.tolist()
         places = rows.place[start : len(rows)].tolist()
@@ -242,7 +255,9 @@ class Engine:
                     order[name, index] = len(order)
             while self.has_work:
                 start = self._advance()
-                if start is not None:
+                if self._drawn is not None:
+                    self._settle_drawn()
+                elif start is not None:
                     self._settle(start)
                 for output in self._finished:
                     outputs[order[output.request_id, output.index]] = output
@@ -282,12 +297,51 @@ class Engine:
             self._read_last = True
             return self._read(scheduler.chunk(limit))
         self._read_last = False
+        if len(rows) and self._may_speculate():
+            self._make_room(self.speculation.drafts + 1)
+            if len(rows):
+                self._speculate()
+                return 0
         if len(rows):
             self._make_room()
         if len(rows):
+            began_s = time.perf_counter()
             self._decode()
+            if self.speculation is not None:
+                self._follow_no_more(rows.samples)
+                self._gain.note(len(rows), False, len(rows), time.perf_counter() - began_s)
             return 0
         return None
+
+    def _may_speculate(self) -> bool:
+        """Whether the next step is to draft: every row can, none would be too long, and it pays."""
+        speculation, rows = self.speculation, self._rows
+        if speculation is None or rows.ruled or not speculation.knows(rows.samples):
+            return False
+        # The last tokens before a limit are drawn one by one: what is drafted must have room in the cache.
+        fits = rows.longest + speculation.drafts + 1 <= self.max_context_tokens
+        return fits and self._gain.pays(len(rows))
+
+    def _speculate(self) -> None:
+        """Draft, check, and note what was drawn; `_settle` takes it up."""
+        rows, speculation = self._rows, self.speculation
+        assert speculation is not None
+        began_s = time.perf_counter()
+        rows.settle()
+        count = len(rows)
+        if self._tables_stale:
+            self._cache.use([one.blocks for one in rows.samples])
+            self._tables_stale = False
+        if self.scheduler.whole_texts:
+            self._cache.reserve(rows.longest + speculation.drafts + 1)
+        positions = rows.position[:count].tolist()
+        sampling = rows.sampling()
+        self._drawn = speculation.step(rows.samples, rows.last[:count], rows.position[:count], positions, sampling)
+        self._gain.note(count, True, sum(self._drawn.counts), time.perf_counter() - began_s)
+
+    def _follow_no_more(self, samples: Sequence[Sample]) -> None:
+        if self.speculation is not None:
+            self.speculation.forget(samples)
 
     def _copy(self, copies: Sequence[Copy]) -> None:
         """Carry copies out, as if all at once: none reads what another writes."""
@@ -313,6 +367,8 @@ class Engine:
         self._tables_stale = True
         routing = Routing() if self.record_experts else None
         hidden_TD = self.model(torch.tensor(tokens, device=device), segments, self._cache, routing)
+        if self.speculation is not None:
+            self.speculation.read(parts, hidden_TD, segments)
         ended: list[tuple[int, Reading]] = []
         for place, (reading, _, end) in enumerate(parts):
             reading.done = end
@@ -350,17 +406,21 @@ class Engine:
         row_M = torch.tensor([place for _, place in entries], device=hidden_TD.device)
         logits_SW = self.model.logits(hidden_TD.index_select(0, segments.last_S)).index_select(0, row_M)
         self._take(start, logits_SW)
+        if self.speculation is not None:
+            for one, token in zip(rows.samples[start:], rows.last[start : len(rows)].tolist(), strict=True):
+                self.speculation.said(one, token)
         return start
 
-    def _make_room(self) -> None:
-        """See that every row has room for its next token; rows for which there is none are sent back to wait."""
-        if self.scheduler.whole_texts or self._room > 0:
+    def _make_room(self, tokens: int = 1) -> None:
+        """See that every row has room for its next tokens; rows for which there is none are sent back to wait."""
+        if self.scheduler.whole_texts or self._room >= tokens:
             return
         rows = self._rows
         positions = rows.position[: len(rows)].tolist()
         running = list(zip(rows.samples, positions, strict=True))
-        sent_back = self.scheduler.grow(running, 1, self._wait)
+        sent_back = self.scheduler.grow(running, tokens, self._wait)
         if sent_back:
+            self._follow_no_more(sent_back)
             self._remove([row for row, one in enumerate(rows.samples) if one in sent_back])
         self._changed()
 
@@ -440,6 +500,41 @@ class Engine:
         self._leave(reasons)
         return reasons
 
+    def _settle_drawn(self) -> list[Event]:
+        """Take up what a speculative step drew: row by row, token by token, until the reply ends."""
+        drawn, rows = self._drawn, self._rows
+        assert drawn is not None
+        self._drawn = None
+        tokens, logprobs = drawn.tokens_SJ.tolist(), drawn.logprobs_SJ.tolist()
+        events, reasons = [], {}
+        for row, one in enumerate(rows.samples):
+            name = one.request.request_id
+            for token, logprob in zip(tokens[row][: drawn.counts[row]], logprobs[row], strict=False):
+                rows.take_one(row, token, logprob)
+                reason = self._reason(row, token, logprob)
+                failed = reason == "error"
+                said = (None, None) if failed else (token, logprob)
+                events.append(Event(name, one.index, *said, reason, NOT_FINITE if failed else None))
+                if reason is not None:
+                    reasons[row] = reason
+                    break
+        rows.recount()
+        self._leave(reasons)
+        self._changed()
+        return events
+
+    def _reason(self, row: int, token: int, logprob: float) -> str | None:
+        """Say why a row's reply ends with its newest token, or None."""
+        rows = self._rows
+        if not math.isfinite(logprob):
+            return "error"
+        params = rows.samples[row].request.params
+        if token in self.config.eos_token_ids and not params.ignore_eos:
+            return "stop"
+        if row in rows.watched and self._stopped(row, params):
+            return "stop"
+        return "length" if int(rows.place[row]) >= int(rows.limit[row]) else None
+
     def _stopped(self, row: int, params: SamplingParams) -> bool:
         if int(self._rows.last[row]) in params.stop_token_ids:
             return True
@@ -470,6 +565,7 @@ class Engine:
                 said = rows.tokens[row, : int(rows.place[row])].tolist()
                 scheduler.keep(one, (*one.request.prompt_ids, *said)[: int(rows.position[row])])
             scheduler.release(one)
+        self._follow_no_more([rows.samples[row] for row in reasons])
         self._remove(list(reasons))
 
     def _remove(self, gone: Sequence[int]) -> None:

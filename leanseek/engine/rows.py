@@ -122,6 +122,21 @@ class Rows:
         self.place[start:end] += 1
         self.until_limit -= 1
 
+    def take_one(self, row: int, token: int, logprob: float) -> None:
+        """Note one row's newest token, and that the one before is in the cache.
+
+        Call `settle` before the first and `recount` after the last.
+        """
+        place = int(self.place[row])
+        self.tokens[row, place], self.logprobs[row, place] = token, logprob
+        self.last[row] = token
+        self.place[row] += 1
+        self.position[row] += 1
+
+    def recount(self) -> None:
+        """Bring what is known of all rows together up to date."""
+        self._changed()
+
     def settle(self) -> None:
         """Put what the last steps gave into the table; whoever reads the table calls this first."""
         steps, count = len(self._sampled), len(self)

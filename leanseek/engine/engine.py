@@ -18,11 +18,11 @@ from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
 from leanseek.engine.request import Event, Output, Request, SamplingParams
 from leanseek.engine.rows import Rows
+from leanseek.engine.runner import Runner
 from leanseek.engine.sampler import sample
 from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.engine.speculative import Drawn, Gain, Speculation
 from leanseek.errors import EngineError
-from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -53,8 +53,8 @@ class Engine:
         drafts: tokens that the MTP layer drafts at once, where that is found to pay; 0: none. The replies are the same.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
     Raises:
-        EngineError: the model has no MTP layer to draft with; `cache_bytes` is not enough for one block, or routing is to be recorded where beginnings are
-            remembered, whose routing is not.
+        EngineError: the model has no MTP layer to draft with; `cache_bytes` is not enough for two blocks; or routing
+            is to be recorded where beginnings are remembered, whose routing is not.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens or 1 << 30, self.config.max_position_embeddings)
         moe_layers = len(model.moe_layers) if record_experts else 0
         self.record_experts = moe_layers > 0
+        drafts = 0 if self.record_experts else drafts
         if drafts and model.mtp_layer is None:
             raise EngineError(f"drafts = {drafts}: the model has no MTP layer, which would draft")
         specs = model.cache_specs()[: self.config.num_hidden_layers + bool(drafts)]
@@ -87,32 +88,35 @@ class Engine:
             blocks = Blocks(cache_bytes // block_bytes, BLOCK_TOKENS)
             if blocks.count < 2:
                 raise EngineError(f"cache_bytes = {cache_bytes}: {2 * block_bytes} are the least for this model")
-            prefixes = Prefixes(blocks, disk, self._restore, self._payload)
+            prefixes = Prefixes(
+                blocks,
+                disk,
+                lambda block, tokens, data: self.runner.cache.restore(block, tokens, data),
+                lambda block, tokens: self.runner.cache.payload(block, tokens),
+            )
             # A text alone must always find room: that is what keeps the others from waiting for ever.
             self.max_context_tokens = min(self.max_context_tokens, blocks.count * BLOCK_TOKENS)
         self.prefixes = prefixes
         self.scheduler = Scheduler(blocks, prefixes, max_batch, whole_texts=cache_bytes is None)
-        self._cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
-        self.speculation = Speculation(model, self._cache, drafts) if drafts and not self.record_experts else None
+        self.runner = Runner(
+            model,
+            specs,
+            blocks,
+            whole_texts=cache_bytes is None,
+            drafts=drafts,
+            record_experts=self.record_experts,
+        )
         self._gain = Gain()
         self._drawn: Drawn | None = None
         per_token = self.config.num_experts_per_tok
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
-        self._decoder = Decoder(model) if Decoder.suits(model) else None
         self._ends = torch.tensor(self.config.eos_token_ids, device=model.device)
         self._finished: list[Output] = []
         self._logprobs_S = torch.empty(0)  # of the newest tokens
         self._names = itertools.count()
         self._seeds = itertools.count(1)
         self._room = 0  # tokens that every row's blocks still have room for, at least
-        self._tables_stale = True
         self._read_last = False
-
-    def _restore(self, block: int, tokens: int, data: bytes) -> bool:
-        return self._cache.restore(block, tokens, data)
-
-    def _payload(self, block: int, tokens: int) -> bytes:
-        return self._cache.payload(block, tokens)
 
     @classmethod
     def load(
@@ -141,6 +145,11 @@ class Engine:
             raise EngineError(f"weights = {weights!r}: accepted are {', '.join(dtypes)}")
         model = load_model(folder, dtype=dtypes[weights], device=device)
         return cls(model, Tokenizer.load(folder), max_batch=max_batch, cache_bytes=cache_bytes)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """The MTP layer's drafting, if it is to draft."""
+        return self.runner.speculation
 
     @property
     def has_work(self) -> bool:
@@ -292,7 +301,7 @@ class Engine:
         # In turn, so that whoever runs does not wait for a long prompt, nor the prompt for whoever runs.
         limit = CHUNK_TOKENS if len(rows) and not scheduler.whole_texts else PREFILL_TOKENS
         if scheduler.waiting and not (self._read_last and len(rows) and not scheduler.whole_texts):
-            self._copy(scheduler.admit(len(rows), limit))
+            self.runner.copy(scheduler.admit(len(rows), limit))
         if scheduler.reading and not (self._read_last and len(rows) and not scheduler.whole_texts):
             self._read_last = True
             return self._read(scheduler.chunk(limit))
@@ -300,13 +309,18 @@ class Engine:
         if len(rows) and self._may_speculate():
             self._make_room(self.speculation.drafts + 1)
             if len(rows):
-                self._speculate()
+                began_s = time.perf_counter()
+                rows.settle()
+                self._drawn = self.runner.speculate(rows)
+                self._gain.note(len(rows), True, sum(self._drawn.counts), time.perf_counter() - began_s)
                 return 0
         if len(rows):
             self._make_room()
         if len(rows):
             began_s = time.perf_counter()
-            self._decode()
+            logits_SW = self.runner.decode(rows)
+            self._room -= 1
+            self._take(0, logits_SW)
             if self.speculation is not None:
                 self._follow_no_more(rows.samples)
                 self._gain.note(len(rows), False, len(rows), time.perf_counter() - began_s)
@@ -322,53 +336,13 @@ class Engine:
         fits = rows.longest + speculation.drafts + 1 <= self.max_context_tokens
         return fits and self._gain.pays(len(rows))
 
-    def _speculate(self) -> None:
-        """Draft, check, and note what was drawn; `_settle` takes it up."""
-        rows, speculation = self._rows, self.speculation
-        assert speculation is not None
-        began_s = time.perf_counter()
-        rows.settle()
-        count = len(rows)
-        if self._tables_stale:
-            self._cache.use([one.blocks for one in rows.samples])
-            self._tables_stale = False
-        if self.scheduler.whole_texts:
-            self._cache.reserve(rows.longest + speculation.drafts + 1)
-        positions = rows.position[:count].tolist()
-        sampling = rows.sampling()
-        self._drawn = speculation.step(rows.samples, rows.last[:count], rows.position[:count], positions, sampling)
-        self._gain.note(count, True, sum(self._drawn.counts), time.perf_counter() - began_s)
-
     def _follow_no_more(self, samples: Sequence[Sample]) -> None:
         if self.speculation is not None:
             self.speculation.forget(samples)
 
-    def _copy(self, copies: Sequence[Copy]) -> None:
-        """Carry copies out, as if all at once: none reads what another writes."""
-        if copies:
-            targets = [copy.target for copy in copies]
-            if not self.scheduler.whole_texts:
-                self._cache.clear(targets)
-            self._cache.copy([copy.source for copy in copies], targets, max(copy.tokens for copy in copies))
-
     def _read(self, parts: Sequence[tuple[Reading, int, int]]) -> int | None:
         """Read pieces of prompts; the samples whose prompt is read become rows and get their first token."""
-        scheduler, device = self.scheduler, self.model.device
-        tokens = [token for reading, start, end in parts for token in reading.ids[start:end]]
-        lengths = tuple(end - start for _, start, end in parts)
-        begun = any(start for _, start, _ in parts)
-        cached = tuple(start for _, start, _ in parts) if begun else None
-        segments = Segments(lengths, cached_lengths=cached, device=device)
-        if scheduler.whole_texts:
-            self._cache.reserve(segments.longest)
-        else:
-            self._cache.clear([block for reading, _, _ in parts for block in reading.blocks])
-        self._cache.use([reading.blocks for reading, _, _ in parts])
-        self._tables_stale = True
-        routing = Routing() if self.record_experts else None
-        hidden_TD = self.model(torch.tensor(tokens, device=device), segments, self._cache, routing)
-        if self.speculation is not None:
-            self.speculation.read(parts, hidden_TD, segments)
+        hidden_TD, segments, routing = self.runner.read(parts)
         ended: list[tuple[int, Reading]] = []
         for place, (reading, _, end) in enumerate(parts):
             reading.done = end
@@ -390,7 +364,7 @@ class Engine:
             scheduler.keep(reading.samples[0], reading.ids)
             copies += scheduler.fork(reading)
             entries += [(one, place) for one in reading.samples]
-        self._copy(copies)
+        self.runner.copy(copies)
         if scheduler.whole_texts:
             entries.sort(key=lambda entry: entry[0].blocks[0])
         length_of = {place: len(reading.ids) for place, reading in ended}
@@ -433,26 +407,6 @@ class Engine:
         one.said = rows.tokens[row, :count].tolist()
         one.said_logprobs = rows.logprobs[row, :count].tolist()
 
-    def _decode(self) -> None:
-        """Read every row's newest token and sample the next."""
-        rows = self._rows
-        count = len(rows)
-        last_S, position_S, longest = rows.last[:count], rows.position[:count], rows.longest + 1
-        routing = Routing() if self.record_experts else None
-        if self._tables_stale:
-            self._cache.use([one.blocks for one in rows.samples])
-            self._tables_stale = False
-        if self.scheduler.whole_texts:
-            self._cache.reserve(longest)
-        if self._decoder is not None:
-            logits_SW = self._decoder(last_S, position_S, longest, rows.level, self._cache, routing)
-        else:
-            segments = Segments.decode(position_S, longest, rows.level)
-            logits_SW = self.model.logits(self.model(last_S, segments, self._cache, routing))
-        rows.advance(None if routing is None else routing.experts)
-        self._room -= 1
-        self._take(0, logits_SW)
-
     def _take(self, start: int, logits_SW: Tensor) -> None:
         """Sample a token for the rows from `start` on and note it."""
         rows = self._rows
@@ -464,10 +418,8 @@ class Engine:
     def _changed(self) -> None:
         """Note that rows came, went, or got blocks."""
         rows, size = self._rows, self.scheduler.blocks.tokens
-        self._tables_stale = True
+        self.runner.changed(rows.samples)
         if not self.scheduler.whole_texts:
-            for one in rows.samples:
-                self._cache.clear(one.blocks[-1:])
             positions = rows.position[: len(rows)].tolist()
             room = (len(one.blocks) * size - at for one, at in zip(rows.samples, positions, strict=True))
             self._room = min(room, default=0)
@@ -560,7 +512,7 @@ class Engine:
                 if scheduler.prefixes is not None:
                     scheduler.prefixes.distrust(one.blocks)
                 alone = [block for block in one.blocks if scheduler.blocks.holders(block) == 1]
-                self._cache.clear(alone, again=True)
+                self.runner.cache.clear(alone, again=True)
             elif scheduler.prefixes is not None:
                 said = rows.tokens[row, : int(rows.place[row])].tolist()
                 scheduler.keep(one, (*one.request.prompt_ids, *said)[: int(rows.position[row])])
@@ -574,7 +526,7 @@ class Engine:
         moves = rows.remove(list(gone))
         if self.scheduler.whole_texts and moves:
             self.scheduler.moved([rows.samples[target] for _, target in moves])
-            self._cache.copy([source for source, _ in moves], [target for _, target in moves], width)
+            self.runner.cache.copy([source for source, _ in moves], [target for _, target in moves], width)
         self._changed()
 
     def _output(self, row: int, reason: str) -> Output:

@@ -99,21 +99,13 @@ class Speculation:
         if one in self._unread:
             self._unread[one].next_tokens.append(token)
 
-    def step(
-        self,
-        samples: Sequence[Sample],
-        last_S: Tensor,
-        position_S: Tensor,
-        positions: Sequence[int],
-        rows: SamplingRows,
-    ) -> Drawn:
+    def step(self, samples: Sequence[Sample], last_S: Tensor, positions: Sequence[int], rows: SamplingRows) -> Drawn:
         """Draft after every row's newest token, check, and draw.
 
         Args:
             samples: all of them known.
             last_S: newest tokens, not in the cache yet.
-            position_S: tokens in the cache, of each.
-            positions: the same as numbers.
+            positions: tokens in the cache, of each.
             rows: what each row asks for.
         """
         drafts_SJ = self._draft(samples, positions, rows)

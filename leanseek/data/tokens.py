@@ -117,7 +117,7 @@ def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
         for texts in _batched(recipe_documents(recipe), ENCODED_AT_ONCE):
             for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
                 held_out = count % every == every - 1
-                parts[held_out].append(torch.tensor([tokenizer.bos_id, *ids], dtype=torch.int32))
+                parts[held_out].append(torch.tensor([*tokenizer.beginning, *ids], dtype=torch.int32))
                 validation_bytes += len(text.encode()) if held_out else 0
                 count += 1
             bar.advance(len(texts))

@@ -14,19 +14,23 @@ from torch import Tensor
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.blocks import Blocks
 from leanseek.engine.disk import Disk
+from leanseek.engine.grammar import GrammarCompiler
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
 from leanseek.engine.request import Event, Output, Request, SamplingParams
 from leanseek.engine.rows import Rows
+from leanseek.engine.rules import Rule, in_thinking, rule_of
 from leanseek.engine.runner import Runner
 from leanseek.engine.sampler import sample
 from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.engine.speculative import Drawn, Gain, Speculation
+from leanseek.engine.telling import adjusted, noted, tell_prompts
 from leanseek.errors import EngineError
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.chat import ChatFormat
+from leanseek.tokens.replay import Replays
 from leanseek.tokens.tokenizer import Tokenizer
 
 # Prompt tokens of one call: enough to keep the processor busy, little enough to bound memory.
@@ -36,6 +40,9 @@ CHUNK_TOKENS = 512
 # Tokens of a block of the cache, where texts share the room: few enough that little of a block is left empty and
 # that beginnings are found again closely, enough that gathering them is quick.
 BLOCK_TOKENS = 32
+
+# Of what was said in other tokens than encoding would give, beside the blocks.
+REPLAYS = "replays.jsonl"
 
 
 class Engine:
@@ -88,6 +95,8 @@ class Engine:
             blocks = Blocks(cache_bytes // block_bytes, BLOCK_TOKENS)
             if blocks.count < 2:
                 raise EngineError(f"cache_bytes = {cache_bytes}: {2 * block_bytes} are the least for this model")
+            if tokenizer is not None and self.chat is not None:
+                self.chat.replays = Replays(tokenizer, None if disk is None else disk.folder / REPLAYS)
             prefixes = Prefixes(
                 blocks,
                 disk,
@@ -112,6 +121,10 @@ class Engine:
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
         self._ends = torch.tensor(self.config.eos_token_ids, device=model.device)
         self._finished: list[Output] = []
+        self._wrong: dict[int, str] = {}  # of the newest step: what is wrong with a row that failed
+        self._compiler = (
+            GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids) if tokenizer else None
+        )
         self._logprobs_S = torch.empty(0)  # of the newest tokens
         self._names = itertools.count()
         self._seeds = itertools.count(1)
@@ -167,8 +180,8 @@ class Engine:
             request_id: its name; None: the engine gives one.
             scope: requests of other scopes never see what the cache remembers of this one.
         Raises:
-            EngineError: an empty prompt, a token that the vocabulary lacks, or a prompt that leaves no
-                room for a reply.
+            EngineError: an empty prompt, a token that the vocabulary lacks, a prompt that leaves no room for a reply,
+                or a bias or a grammar that cannot be used.
         """
         if not prompt_ids:
             raise EngineError("the prompt is empty: at least one token is needed")
@@ -179,7 +192,7 @@ class Engine:
                 f"the prompt has {len(prompt_ids)} tokens; the context of {self.max_context_tokens} leaves no room"
             )
         request = Request(request_id or f"request-{next(self._names)}", tuple(prompt_ids), params, scope)
-        samples = [Sample(request, index) for index in range(params.n)]
+        samples = [Sample(request, index, rule=self._rule(request)) for index in range(params.n)]
         for one in samples:
             one.seed = self._seed(one)
         self.scheduler.waiting.extend(samples)
@@ -226,7 +239,7 @@ class Engine:
                     None if failed else last[offset],
                     None if failed else logprobs[offset],
                     reason,
-                    NOT_FINITE if failed else None,
+                    self._wrong.get(start + offset, NOT_FINITE) if failed else None,
                     one.top_logprobs[-1] if one.top_logprobs and not failed else None,
                     one.cached_tokens if first else 0,
                     one.prompt_logprobs if first else None,
@@ -292,7 +305,7 @@ class Engine:
             return prompt
         if self.tokenizer is None:
             raise EngineError("this engine has no tokenizer: give token ids")
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return [*self.tokenizer.beginning, *self.tokenizer.encode(prompt)]
 
     @torch.inference_mode()
     def _advance(self) -> int | None:
@@ -343,6 +356,7 @@ class Engine:
     def _read(self, parts: Sequence[tuple[Reading, int, int]]) -> int | None:
         """Read pieces of prompts; the samples whose prompt is read become rows and get their first token."""
         hidden_TD, segments, routing = self.runner.read(parts)
+        tell_prompts(self.model, parts, hidden_TD, segments)
         ended: list[tuple[int, Reading]] = []
         for place, (reading, _, end) in enumerate(parts):
             reading.done = end
@@ -410,6 +424,8 @@ class Engine:
     def _take(self, start: int, logits_SW: Tensor) -> None:
         """Sample a token for the rows from `start` on and note it."""
         rows = self._rows
+        if rows.ruled:
+            logits_SW = adjusted(logits_SW, rows, start)
         sampling = rows.sampling(start)
         draws_S = None if start or sampling.greedy else rows.draws()
         tokens_S, self._logprobs_S = sample(logits_SW, sampling, draws_S)
@@ -433,6 +449,7 @@ class Engine:
         """Find the rows that ended with their newest token, let them leave, and say why each did."""
         rows, end = self._rows, len(self._rows)
         reasons: dict[int, str] = {}
+        self._wrong.clear()
         if rows.until_limit <= 0:
             for row in (rows.place[start:end] >= rows.limit[start:end]).nonzero().squeeze(1).tolist():
                 reasons[start + row] = "length"
@@ -445,6 +462,10 @@ class Engine:
         if not math.isfinite(float(self._logprobs_S.sum())):
             for row in (~torch.isfinite(self._logprobs_S)).nonzero().squeeze(1).tolist():
                 reasons[start + row] = "error"
+        for row, end_reason in noted(rows, start).items() if rows.ruled else ():
+            if reasons.get(row) != "error":
+                reasons[row] = "stop" if end_reason == "stop" else "error"
+                self._wrong[row] = end_reason
         for row in rows.watched:
             unsettled = row >= start and reasons.get(row) in (None, "length")
             if unsettled and self._stopped(row, rows.samples[row].request.params):
@@ -457,6 +478,7 @@ class Engine:
         drawn, rows = self._drawn, self._rows
         assert drawn is not None
         self._drawn = None
+        self._wrong.clear()
         tokens, logprobs = drawn.tokens_SJ.tolist(), drawn.logprobs_SJ.tolist()
         events, reasons = [], {}
         for row, one in enumerate(rows.samples):
@@ -504,6 +526,8 @@ class Engine:
         rows.settle()
         for row in sorted(reasons):
             self._finished.append(self._output(row, reasons[row]))
+            if self.chat is not None and self.chat.replays is not None:
+                self.chat.replays.remember(self._finished[-1].token_ids)
         scheduler = self.scheduler
         for row, reason in reasons.items():
             one = rows.samples[row]
@@ -546,11 +570,23 @@ class Engine:
             rows.logprobs[row, :kept].tolist() if params.logprobs is not None else None,
             rows.experts[row, :read].clone() if self.record_experts else None,
             reason,
-            NOT_FINITE if reason == "error" else None,
+            self._wrong.get(row, NOT_FINITE) if reason == "error" else None,
             one.cached_tokens,
             one.top_logprobs or None,
             one.prompt_logprobs,
             one.prompt_top_logprobs,
+        )
+
+    def _rule(self, request: Request) -> Rule | None:
+        chat = self.chat
+        think_id, end_think_id = (None, None) if chat is None else (chat.think_id, chat.end_think_id)
+        return rule_of(
+            request,
+            self._compiler,
+            vocab_size=self.config.vocab_size,
+            starts_in_thinking=in_thinking(request.prompt_ids, think_id, end_think_id),
+            end_think_id=end_think_id,
+            think_id=think_id,
         )
 
     def _seed(self, one: Sample) -> int:

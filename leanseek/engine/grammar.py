@@ -17,16 +17,15 @@ from torch import Tensor
 from leanseek.engine.request import Grammar
 from leanseek.engine.trial import Vocabulary, compile_matcher, objection
 from leanseek.errors import EngineError
+from leanseek.tokens.schemas import JSON_OPTIONS
 from leanseek.tokens.tokenizer import END_THINK, Tokenizer
 
 # Longest texts. Lists of tools are long; nobody writes expressions by the page.
-MOST_CHARACTERS = {"json_object": 0, "json_schema": 1 << 16, "regex": 1 << 12, "lark": 1 << 18, "tools": 1 << 18}
+MOST_CHARACTERS = {"json_schema": 1 << 16, "regex": 1 << 12, "lark": 1 << 18, "tools": 1 << 18}
 MOST_CHARACTERS_OF_MARKER = 64
 KEPT_GRAMMARS = 64
 # Processor time of one mask, of which most take well below a millisecond.
 MOST_STEP_S = 2.0
-# At most so much white space at one place: a model must not fill its reply with it.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,40}", "coerce_one_of": True}
 _NAMES = {"json_object": "JSON", "json_schema": "JSON schema", "regex": "regular expression"}
 _TOKEN_IN_LARK = re.compile(r"<\[(\d+)\]>")
 
@@ -50,10 +49,10 @@ class GrammarCompiler:
             if i < vocab_size and (tokenizer.is_special(i) or text.strip())
         }
         self._specials |= {i: f"<eos-{i}>" for i in self.eos_ids if i not in self._specials}
-        self._native: LLTokenizer | None = None
+        self._native: LLTokenizer | None = None  # made when it is first needed
         self._kept: OrderedDict[tuple[str, str], LLMatcher | str] = OrderedDict()
         self._signs: OrderedDict[tuple[bytes, frozenset[int]], _Sign] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._trying = threading.Lock(), threading.Lock()
 
     def compile(
         self,
@@ -78,36 +77,37 @@ class GrammarCompiler:
         thinks = grammar.after_thinking and starts_in_thinking
         kind, text = _as_known(grammar, after_thinking=thinks or (grammar.after_thinking and think_id is not None))
         matcher = self._matcher(kind, text, _NAMES.get(grammar.kind, "grammar"))
-        thought = self._sign(self._piece(end_think_id) if end_think_id is not None else END_THINK.encode(), frozenset())
-        gates = []
+        thought, gates = None, []
+        if grammar.after_thinking:
+            ending = END_THINK.encode() if end_think_id is None else self._piece(end_think_id)
+            thought = self._sign(ending, frozenset())
         if grammar.kind == "tools":
             named = frozenset(i for found in _TOKEN_IN_LARK.findall(text) if (i := int(found)) < self.vocab_size)
             gates.append(self._sign(self._marked(grammar.marker), named))
-        state = GrammarState(
-            matcher.deep_copy(),
-            gates=gates,
-            thought=thought if grammar.after_thinking else None,
-            think_id=None if starts_in_thinking or not grammar.after_thinking else think_id,
-            eos_ids=self.eos_ids,
-        )
+        opener = None if starts_in_thinking or not grammar.after_thinking else think_id
+        state = GrammarState(matcher, gates=gates, thought=thought, think_id=opener, eos_ids=self.eos_ids)
         if thinks:
             state.think()
         return state
 
     def _matcher(self, kind: str, text: str, name: str) -> LLMatcher:
-        """Return a grammar's matcher in its first state, never to be moved on."""
+        """Return a grammar's matcher in its first state."""
         with self._lock:
             known = self._kept.get((kind, text))
-            if known is None:
-                known = self._kept[kind, text] = self._compiled(kind, text)
-                if len(self._kept) > KEPT_GRAMMARS:
-                    self._kept.popitem(last=False)
+        if known is None:
+            with self._trying:  # a trial that takes long holds up new grammars, never known ones
+                known = self._compiled(kind, text)
+        with self._lock:
+            self._kept[kind, text] = known
             self._kept.move_to_end((kind, text))
-        if isinstance(known, str):
-            raise EngineError(f"the {name} cannot be used: {known}")
-        return known
+            if len(self._kept) > KEPT_GRAMMARS:
+                self._kept.popitem(last=False)
+            if isinstance(known, str):
+                raise EngineError(f"the {name} cannot be used: {known}")
+            return known.deep_copy()
 
     def _compiled(self, kind: str, text: str) -> LLMatcher | str:
+        """Return a grammar's matcher, or what is wrong with it: that, too, is kept."""
         reason = objection(kind, text, size=self.vocab_size, specials=self._specials, eos_ids=self.eos_ids)
         if not reason:
             matcher = compile_matcher(self._natively(), kind, text)
@@ -120,7 +120,7 @@ class GrammarCompiler:
             names, bytes_of = self._specials, self._tokenizer.bytes_of
             tokens = [names[i].encode() if i in names else bytes_of(i) for i in range(self.vocab_size)]
             vocabulary = Vocabulary(tokens, list(names), self.eos_ids[0], self._tokenizer.encode)
-            self._native = LLTokenizer(vocabulary, eos_token=self.eos_ids)
+            self._native = vocabulary.compiled(self.eos_ids)
         return self._native
 
     def _sign(self, pattern: bytes, named: frozenset[int]) -> _Sign:
@@ -143,7 +143,7 @@ class GrammarCompiler:
         if not 0 < len(marker) <= MOST_CHARACTERS_OF_MARKER:
             raise EngineError(f"marker = {marker[:80]!r}: 1 to {MOST_CHARACTERS_OF_MARKER} characters are accepted")
         ids = {text: i for i, text in self._specials.items()}
-        names = "|".join(re.escape(text) for text in sorted(ids, key=len, reverse=True))
+        names = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
         parts = re.split(f"({names})", marker)
         return b"".join(self._piece(ids[part]) if part in ids else part.encode() for part in parts)
 
@@ -210,17 +210,14 @@ class GrammarState:
         started = time.thread_time()
         kept = bytearray(self._matcher.compute_logit_bias())
         if time.thread_time() - started > MOST_STEP_S:
-            self._fail("it takes too long")
-            return
-        allowed_W = torch.zeros(len(logits_W), dtype=torch.bool)
-        given = torch.frombuffer(kept, dtype=torch.uint8)[: len(logits_W)]
-        allowed_W[: len(given)] = given != 0
+            return self._fail("it takes too long")
+        barred_W = torch.frombuffer(kept, dtype=torch.uint8)[: len(logits_W)] == 0
         if self._think_id is not None:
-            allowed_W[self._think_id] = True
-        if self._matcher.is_error() or not bool(allowed_W.any()):
-            self._fail(self._matcher.get_error() or "the vocabulary has no token that could follow")
-            return
-        logits_W.masked_fill_(~allowed_W.to(logits_W.device), float("-inf"))
+            barred_W[self._think_id] = False
+        if self._matcher.is_error() or bool(barred_W.all()):
+            return self._fail(self._matcher.get_error() or "the vocabulary has no token that could follow")
+        logits_W[: len(barred_W)].masked_fill_(barred_W.to(logits_W.device), float("-inf"))
+        logits_W[len(barred_W) :] = float("-inf")
 
     def note(self, token_id: int) -> None:
         """Take a token that the reply now has."""
@@ -235,8 +232,7 @@ class GrammarState:
             gate = self._gates[0]
             self._tail = gate.tail(self._tail, token_id)
             if self._tail == gate.pattern:
-                self._gates.pop(0)
-                self._tail = b""
+                self._gates, self._tail = self._gates[1:], b""
         elif not self._matcher.consume_token(token_id):
             self._fail(self._matcher.get_error() or "a token that it does not allow was drawn")
         else:
@@ -255,6 +251,9 @@ class _Sign:
         self.pattern = pattern
         self._piece, self._size, self._named = compiler._piece, compiler.vocab_size, named
         self._barred: dict[tuple[int, ...], Tensor] = {}
+        # Only what has the sign's last byte before its own end can go beyond it.
+        ends_in_text = not pattern.endswith(b"\xff")
+        self._long = [i for i in range(self._size) if ends_in_text and pattern[-1] in self._piece(i)[:-1]]
 
     def tail(self, before: bytes, token_id: int) -> bytes:
         """Return as much of the text's end as can matter."""
@@ -266,8 +265,7 @@ class _Sign:
         if begun not in self._barred:
             rests = [self.pattern[n:] for n in begun]
             ids = [i for i in self._named if not any(rest.startswith(self._piece(i)) for rest in rests)]
-            if not self.pattern.endswith(b"\xff"):
-                ids += [i for i in range(self._size) if self._goes_beyond(self._piece(i), rests)]
+            ids += [i for i in self._long if self._goes_beyond(self._piece(i), rests)]
             self._barred[begun] = torch.tensor(ids, dtype=torch.int64)
         return self._barred[begun]
 
@@ -277,9 +275,8 @@ class _Sign:
 
 def _as_known(grammar: Grammar, *, after_thinking: bool) -> tuple[str, str]:
     """Return a grammar as kind and text that llguidance knows."""
-    most = MOST_CHARACTERS[grammar.kind]
-    if len(grammar.text) > max(most, 0) and grammar.kind != "json_object":
-        name = _NAMES.get(grammar.kind, "grammar")
+    name, most = _NAMES.get(grammar.kind, "grammar"), MOST_CHARACTERS.get(grammar.kind)
+    if most is not None and len(grammar.text) > most:
         raise EngineError(f"the {name} has {len(grammar.text):,} characters; at most {most:,} are accepted")
     if grammar.kind == "regex":
         return "regex", grammar.text
@@ -291,13 +288,12 @@ def _as_known(grammar: Grammar, *, after_thinking: bool) -> tuple[str, str]:
             schema = json.loads(grammar.text)
         except (ValueError, RecursionError) as error:
             raise EngineError(f"the JSON schema cannot be used: it is not JSON ({error})") from None
-        if schema is True:
-            schema = {}
+        schema = {} if schema is True else schema
         if not isinstance(schema, dict):
             raise EngineError(f"the JSON schema cannot be used: it is {grammar.text[:80]!r}; an object is needed")
     # Models put empty lines between thinking and answer.
     lead = '"\\n\\n"? ' if after_thinking else ""
-    return "lark", f"start: {lead}%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
+    return "lark", f"start: {lead}%json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
 
 
 def _short(reason: str) -> str:

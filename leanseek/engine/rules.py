@@ -107,7 +107,8 @@ class Rule:
     def note(self, token_id: int) -> None:
         """Take the token that was drawn."""
         if self._counts:
-            self._times_N[self._place_of(token_id)] += 1
+            place = self._place_of(token_id)  # may grow the tensors
+            self._times_N[place] += 1
         if self._state is not None:
             self._state.note(token_id)
 
@@ -133,7 +134,7 @@ class Rule:
 
 
 def top_logprobs(logits_SW: Tensor, temperature_S: Tensor, counts: Sequence[int | None]) -> list[TopLogprobs | None]:
-    """Return the most likely tokens of each row that asks, under the distribution of `sampler.sample`'s log-probability.
+    """Return the most likely tokens of each row that asks, with log-probabilities as `sampler.sample` means them.
 
     Args:
         logits_SW: as sampled from, any float dtype.

@@ -23,16 +23,16 @@ MOST_MEMORY_BYTES = 2 << 30
 STACK_BYTES = 1 << 20
 # Masks that a trial makes: each may be the costly one.
 STEPS = 12
-_LIMITS = {
-    "max_items_in_row": 2000,
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000,
-    "precompute_large_lexemes": False,  # in a large vocabulary that takes long; masks are made when needed
-    "verbose_errors": False,
-}
+_LIMITS = LLParserLimits(
+    max_items_in_row=2000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+    precompute_large_lexemes=False,  # in a large vocabulary that takes long; masks are made when needed
+    verbose_errors=False,
+)
 
 
 class Vocabulary:
@@ -57,6 +57,15 @@ class Vocabulary:
         """Return a text's ids."""
         return self._encode(text)
 
+    def compiled(self, eos_ids: Sequence[int], slices: list[str] | None = None) -> LLTokenizer:
+        """Return llguidance's own form of it.
+
+        Args:
+            eos_ids: tokens that end a reply.
+            slices: sets of tokens whose masks are made beforehand; None: those that suit most grammars.
+        """
+        return LLTokenizer(self, eos_token=list(eos_ids), slices=slices)  # type: ignore[arg-type]
+
 
 def compile_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     """Compile a grammar; whether it was understood, the matcher's `is_error` says.
@@ -67,7 +76,7 @@ def compile_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
         text: the expression or grammar.
     """
     compiler = {"regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}[kind]
-    return LLMatcher(tokenizer, compiler(text), log_level=0, limits=LLParserLimits(**_LIMITS))
+    return LLMatcher(tokenizer, compiler(text), log_level=0, limits=_LIMITS)
 
 
 def objection(kind: str, text: str, *, size: int, specials: Mapping[int, str], eos_ids: Sequence[int]) -> str:
@@ -96,10 +105,13 @@ def objection(kind: str, text: str, *, size: int, specials: Mapping[int, str], e
 def _try(task: Mapping[str, Any]) -> str:
     specials = {i: name.encode(errors="replace") for i, name in task["specials"]}
     tokens = [specials.get(i, b"") for i in range(task["size"])]
-    for byte, i in enumerate([i for i in range(task["size"]) if i not in specials][:256]):
+    id_of = [i for i in range(task["size"]) if i not in specials][:256]
+    for byte, i in enumerate(id_of):
         tokens[i] = bytes([byte])
-    vocabulary = Vocabulary(tokens, list(specials), task["eos_ids"][0], lambda text: [])
-    tokenizer = LLTokenizer(vocabulary, eos_token=task["eos_ids"], slices=[])
+    vocabulary = Vocabulary(
+        tokens, list(specials), task["eos_ids"][0], lambda text: [id_of[byte] for byte in text.encode()]
+    )
+    tokenizer = vocabulary.compiled(task["eos_ids"], slices=[])
     matcher = compile_matcher(tokenizer, task["kind"], task["text"])
     for step in range(STEPS):
         if matcher.is_error() or matcher.is_stopped():

@@ -45,7 +45,7 @@ def text_batches(
     utf8_bytes = held = 0
     for text in texts:
         utf8_bytes += len(text.encode())
-        ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+        ids = [*tokenizer.beginning, *tokenizer.encode(text)]
         for start in range(0, len(ids) - 1, window_tokens):
             part = ids[start : start + window_tokens + 1]
             parts.append((part, [True] * len(part)))

@@ -148,6 +148,7 @@ def test_dependencies_are_declared(root, modules):
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["dependencies"]}
     extras = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["optional-dependencies"]["gpu"]}
+    extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["gguf"]}
     imported = set()
     for path in modules:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -156,8 +157,8 @@ def test_dependencies_are_declared(root, modules):
                 names = [node.module or ""]
             imported |= {name.split(".")[0] for name in names}
     outside = imported - set(sys.stdlib_module_names) - {"leanseek"}
-    assert "nvidia_ml_py" in extras
-    known = declared | {"pynvml", "pydantic_core"}  # the module of nvidia-ml-py, and a part of pydantic
+    assert extras == {"nvidia_ml_py", "gguf"}
+    known = declared | {"pynvml", "gguf", "pydantic_core"}  # the module of nvidia-ml-py, and a part of pydantic
     assert outside <= known, f"not declared: {outside - known}"
     indirect = {"numpy"}  # safetensors needs it to write torch's tensors, and does not bring it along
     assert declared <= outside | indirect, f"declared, never imported: {declared - outside}"

@@ -182,3 +182,116 @@ def test_a_tokenizer_without_deepseeks_tokens_is_refused(tmp_path, tiny_tokenize
     path.write_text(path.read_text().replace(EOS, "<end>"))
     with pytest.raises(CheckpointError, match="has no token '<｜end▁of▁sentence｜>'"):
         Tokenizer.load(tmp_path)
+
+
+# Other people's tokenizers.
+
+
+@pytest.fixture(scope="module")
+def v2_tokenizer() -> Tokenizer:
+    return Tokenizer.train([f"start {i} étape +{i % 9} 漢字가나\n" for i in range(300)], 320, style="v2")
+
+
+def test_both_ways_to_split_can_be_trained(v2_tokenizer):
+    assert v2_tokenizer.vocab_size > SMALLEST_VOCABULARY
+    assert all(len(token) == 1 or not any(c.isdigit() for c in token) for token in _all_tokens(v2_tokenizer))
+    with pytest.raises(ConfigError, match="style = 'v3x': accepted are v2, v3; did you mean v3"):
+        Tokenizer.train(["a"], 300, style="v3x")
+
+
+@pytest.mark.parametrize("which", ["v2", "qwen", "tiny"])
+@given(ids=st.lists(st.integers(0, 330), max_size=30), text=TEXTS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_no_tokenizer_loses_text_token_by_token(v2_tokenizer, qwen, tiny_tokenizer, which, ids, text):
+    tokenizer = {"v2": v2_tokenizer, "qwen": qwen, "tiny": tiny_tokenizer}[which]
+    stream = tokenizer.incremental()
+    pieces = [*(stream.push(token) for token in ids), stream.flush()]
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert all(piece.encode() is not None for piece in pieces)
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded) == text and not set(encoded) & tokenizer.added_tokens.keys()
+
+
+@given(ids=st.lists(st.integers(0, 323), max_size=30), skip=st.booleans())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_decoding_is_the_librarys(qwen, tmp_path_factory, ids, skip):
+    """Of ids that exist; tags that are not special are text to both."""
+    from tokenizers import Tokenizer as Fast
+
+    folder = tmp_path_factory.mktemp("saved")
+    qwen.save(folder)
+    fast = Fast.from_file(str(folder / "tokenizer.json"))
+    ids = [i for i in ids if i < fast.get_vocab_size()]
+    if not skip:  # the library starts characters anew at a token that it shows
+        ids = [i for i in ids if i not in qwen.added_tokens] or ids[:1]
+    assert qwen.decode(ids, skip_special=skip) == fast.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tokens_that_are_not_called_special_are_not_made_of_text_either(make_tokenizer, special):
+    """DeepSeek's own files call <think>, <｜User｜> and the tool tokens not special."""
+    tokenizer = make_tokenizer({"<tool_call>": special, "  ": False})
+    assert tokenizer.id_of("<tool_call>") not in tokenizer.encode("a<tool_call>b")
+    assert tokenizer.is_special(tokenizer.id_of("<tool_call>")) == special
+    assert tokenizer.decode([tokenizer.id_of("<tool_call>")]) == ("" if special else "<tool_call>")
+    assert tokenizer.id_of("  ") in tokenizer.encode("a  b"), "runs of spaces are no marks"
+
+
+def test_a_foreign_tokenizer_is_saved_as_it_was(tmp_path, make_tokenizer):
+    config = {
+        "bos_token": None,
+        "eos_token": {"content": EOS, "lstrip": False},
+        "model_max_length": 7,
+        "chat_template": "x",
+    }
+    tokenizer = make_tokenizer({"<tool_call>": False}, config=config)
+    tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == config
+    added = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    assert [one["special"] for one in added if one["content"] == "<tool_call>"] == [False]
+    assert Tokenizer.load(tmp_path).digest_text() == tokenizer.digest_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "bos", "eos", "pad"),
+    [
+        (None, BOS, EOS, PAD),
+        ({}, BOS, EOS, PAD),
+        ({"bos_token": None, "eos_token": {"content": "<think>"}, "pad_token": None}, None, "<think>", "<think>"),
+        ({"bos_token": "</think>", "eos_token": None, "pad_token": EOS}, "</think>", EOS, EOS),
+    ],
+)
+def test_ends_are_those_of_the_config(make_tokenizer, config, bos, eos, pad):
+    tokenizer = make_tokenizer(config=config)
+    assert tokenizer.bos_id == (None if bos is None else tokenizer.id_of(bos))
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (tokenizer.id_of(eos), tokenizer.id_of(pad))
+
+
+def test_what_is_missing_is_told_only_when_it_is_asked_for(make_tokenizer):
+    tokenizer = make_tokenizer(lacks=(BOS, PAD, "<think>"), config={})
+    assert tokenizer.bos_id is None and tokenizer.pad_id == tokenizer.eos_id and tokenizer.find("<think>") is None
+    with pytest.raises(CheckpointError, match="has no token '<think>'"):
+        tokenizer.id_of("<think>")
+    with pytest.raises(CheckpointError, match="has no token '<none>'"):
+        make_tokenizer(config={"bos_token": "<none>"})
+
+
+def test_a_folder_says_more_about_its_tokenizer(make_tokenizer):
+    several = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    named = make_tokenizer(config={"chat_template": several})
+    assert named.chat_template == "b" and named.model_type is None
+    beside = make_tokenizer(config={}, chat_template__jinja="c", config__json='{"model_type": "qwen3"}')
+    assert (beside.chat_template, beside.model_type) == ("c", "qwen3")
+    assert make_tokenizer(config={}).chat_template is None
+    for content in ("{", "[1]", "[" * 99_999):
+        with pytest.raises(CheckpointError, match=r"config\.json: "):
+            make_tokenizer(config={}, config__json=content)
+
+
+def test_a_tokenizer_that_is_not_of_bytes_is_refused(tmp_path):
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models
+
+    Fast(models.WordLevel({EOS: 0, "a": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="not byte-level"):
+        Tokenizer.load(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -112,9 +113,15 @@ def write_model(
         tokenizer.save(folder)
 
 
-def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str = "cpu") -> Transformer:
-    """Build a model whose weights are not filled yet; router biases are float32 and zero."""
-    with torch.device(device):
+def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str | None = None) -> Transformer:
+    """Build a model whose weights are not filled yet; router biases are float32 and zero.
+
+    Args:
+        config: the shape.
+        dtype: "float32" or "bfloat16".
+        device: where; None: torch's present default.
+    """
+    with nullcontext() if device is None else torch.device(device):
         model = Transformer(config)
         if dtype != "float32":
             for parameter in model.parameters():

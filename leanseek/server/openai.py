@@ -1,99 +1,52 @@
-"""OpenAI's chat requests with DeepSeek's additions, checked by a schema, and the errors that refuse them."""
+"""OpenAI's chat requests with DeepSeek's additions, checked by a schema."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from leanseek.engine.request import SamplingParams
-from leanseek.errors import EngineError, ServerError
+from leanseek.engine.request import Grammar
 from leanseek.messages import Message
-from leanseek.server.defaults import MinP, SamplingDefaults, Temperature, TopK, TopP
+from leanseek.server.asked import Asked
+from leanseek.server.refusal import ApiError, parse_body
+from leanseek.server.tools import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text
 
-# Every number that a client may send has a bound: an unbounded n has stopped other servers (CVE-2026-34756).
-MOST_MESSAGES = 4096
-MOST_TOKENS = 1 << 20
-MOST_REPLIES = 128
-MOST_STOPS = 16
-STOP_CHARACTERS = 256
-# The engine adds the reply's index to a seed and keeps it in 64 bits.
-SEED_BITS = (1 << 62) - 1
-
-ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-
-
-class ApiError(ServerError):
-    """A failure that a client is told of.
-
-    Args:
-        status: of the HTTP answer.
-        message: what is wrong, and what is accepted.
-        code: short name for programs; None where the status says it all.
-        param: the field that is wrong, if it is one.
-        headers: to answer with.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.headers = headers or {}
-
-    def envelope(self) -> dict[str, Any]:
-        """Return the error as OpenAI's clients expect it."""
-        kind = ERROR_TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class Wire(BaseModel):
-    """A part of a request: types as JSON has them, nothing coerced; fields that are not known are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
-
-
-def _text(value: Any) -> Any:
-    """Join a list of text parts into one text."""
-    if not isinstance(value, list):
-        return value
-    parts = []
-    for part in value:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            raise PydanticCustomError("part", 'a text or a list of {"type": "text", "text": ...} is accepted')
-        parts.append(text)
-    return "".join(parts)
-
-
-def _stops(value: Any) -> Any:
-    """Make a tuple of one stop text, several, or none."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+# What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
+# thinking, so all levels mean the same to them; "none" is no thinking.
+EFFORTS = {
+    "none": "none",
+    "minimal": "low",
+    "low": "low",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "high",
+    "max": "max",
+    "ultra": "max",
+}
+# DeepSeek's older names for one model, thinking or not.
+NOT_THINKING = "deepseek-chat"
 
 
 class ChatMessage(Wire):
-    """One message of the conversation; an assistant's thinking is accepted and not shown to the model again."""
+    """One message of the conversation; which earlier thinking the model sees again, its chat format says."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | None, BeforeValidator(_text)] = None
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(join_text)] = None
     reasoning_content: str | None = None
     prefix: bool | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=MOST_CALLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
         if self.content is None and self.role != "assistant":
             raise PydanticCustomError("content", "a message of this role needs content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise PydanticCustomError("tool_call_id", "a tool's message needs the tool_call_id that it answers")
         return self
 
 
@@ -109,48 +62,85 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
+class JsonSchema(Wire):
+    """A schema that the answer must keep to."""
+
+    name: Annotated[str, Field(max_length=256)] | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Wire):
-    """The form of the answer; only plain text is served yet."""
+    """The form of the answer."""
 
-    type: str = "text"
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
+            raise PydanticCustomError("json_schema", "a format of this type needs json_schema with a schema")
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """Return what the answer must be; None: anything."""
+        if self.type == "json_schema":
+            assert self.json_schema is not None
+            return Grammar("json_schema", json.dumps(self.json_schema.schema_))
+        return Grammar("json_object") if self.type == "json_object" else None
 
 
-StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
-StopTexts = Annotated[tuple[StopText, ...], Field(max_length=MOST_STOPS), BeforeValidator(_stops)]
-TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+def check_effort(value: Any) -> Any:
+    """Return DeepSeek's level for what a client calls it; whole numbers from 1 to 100 are levels too."""
+    if value is None or (isinstance(value, str) and value in EFFORTS):
+        return None if value is None else EFFORTS[value]
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100:
+        return "low" if value <= 50 else "high" if value <= 75 else "max"
+    raise PydanticCustomError("effort", f"{', '.join(EFFORTS)} or a number from 1 to 100 is accepted")
 
 
-class ChatRequest(Wire):
+Effort = Annotated[Literal["none", "low", "high", "max"] | None, BeforeValidator(check_effort)]
+
+
+class ChatRequest(Drawing):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
-    model: Annotated[str, Field(max_length=512)] | None = None
+    model: ModelName | None = None
     thinking: Thinking | None = None
+    reasoning_effort: Effort = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_REPLIES)] | None = None
-    stop: StopTexts = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    user_id: UserId | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
 
     @property
     def thinks(self) -> bool:
-        """Whether the reply starts with thinking."""
-        return self.thinking is None or self.thinking.type == "enabled"
+        """Whether the reply starts with thinking: on, unless the request or the model's name says otherwise."""
+        last = self.messages[-1]
+        if self.goes_on and last.reasoning_content is None:
+            return False
+        if self.thinking is not None:
+            return self.thinking.type == "enabled"
+        return self.reasoning_effort != "none" and self.model != NOT_THINKING
+
+    @property
+    def effort(self) -> str:
+        """How long to think: "none", "low", "high" or "max"."""
+        return (self.reasoning_effort or "high") if self.thinks else "none"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the last message is to be gone on with."""
+        return self.messages[-1].role == "assistant" and bool(self.messages[-1].prefix)
 
     @property
     def includes_usage(self) -> bool:
@@ -159,90 +149,49 @@ class ChatRequest(Wire):
 
     def conversation(self) -> list[Message]:
         """Return the messages as the chat format takes them; a developer speaks as the system."""
-        said = []
+        said, names = [], dict[str, str]()
         for one in self.messages:
             role = "system" if one.role == "developer" else one.role
-            said.append(Message(role, one.content or ""))
+            calls = tuple(call.call() for call in one.tool_calls or ()) if role == "assistant" else ()
+            names |= {call.id: call.name for call in calls}
+            thought = one.reasoning_content if role == "assistant" else None
+            answers = one.tool_call_id if role == "tool" else None
+            said.append(Message(role, one.content or "", thought, calls, answers, names.get(answers or "")))
         return said
 
-    def sampling(self, defaults: SamplingDefaults, room_tokens: int) -> SamplingParams:
-        """Return how to draw the reply.
+    def asked(self) -> Asked:
+        """Return what it wants.
 
-        Args:
-            defaults: the model's, for what the request does not say.
-            room_tokens: what the context leaves for the reply.
         Raises:
-            ApiError: a value that the engine does not accept.
+            ApiError: fields that do not go together.
         """
-
-        def given(value: float | None, default: float) -> float:
-            return default if value is None else value
-
-        seed = secrets.randbits(48) if self.seed is None else self.seed & SEED_BITS
-        asked_tokens = self.max_completion_tokens or self.max_tokens or room_tokens
-        try:
-            return SamplingParams(
-                max_tokens=min(asked_tokens, room_tokens),
-                temperature=given(self.temperature, defaults.usual_temperature),
-                # OpenAI accepts 0, which leaves the most likely token alone.
-                top_p=max(given(self.top_p, defaults.top_p), 1e-6),
-                top_k=max(int(given(self.top_k, defaults.top_k)), 0),
-                min_p=given(self.min_p, defaults.min_p),
-                n=self.n or 1,
-                seed=seed,
-                stop=self.stop,
-                logprobs=0 if self.logprobs else None,
-            )
-        except EngineError as error:
-            raise ApiError(422, str(error), code="invalid_parameter") from None
+        if self.top_logprobs and not self.logprobs:
+            message = f"top_logprobs = {self.top_logprobs}: needs logprobs = true"
+            raise ApiError(422, message, code="invalid_parameter", param="top_logprobs")
+        specs = [tool.function.spec() for tool in self.tools or ()]
+        toolbox = Toolbox.of(specs, self.tool_choice, several=self.parallel_tool_calls is not False)
+        form = self.response_format.grammar() if self.response_format is not None else None
+        if form is not None and toolbox.offered:
+            message = "response_format: together with tools only with tool_choice = 'none'"
+            raise ApiError(400, message, code="unsupported_parameter", param="response_format")
+        return Asked(
+            tuple(self.conversation()),
+            drawing=self,
+            model=self.model,
+            thinks=self.thinks,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            toolbox=toolbox,
+            form=form,
+            goes_on=self.goes_on,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            scope=self.user_id or self.user or "",
+        )
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
     """Read and check a request's body.
 
     Raises:
-        ApiError: 400 if it is not a JSON object or asks for what is not served, 422 if a field is wrong.
+        ApiError: 400 if it is not a JSON object, 422 if a field is wrong.
     """
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(error) from None
-    _refuse_what_is_not_served(request)
-    return request
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    problems = error.errors(include_url=False, include_context=False)
-    first = problems[0]
-    if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
-        )
-    if not first["loc"]:
-        return ApiError(400, "the body must be a JSON object with messages", code="invalid_request")
-    param = ".".join(str(part) for part in first["loc"])
-    got = "" if isinstance(first["input"], dict | list | tuple) else f" = {json.dumps(first['input'])[:80]}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ApiError(422, f"{param}{got}: {first['msg'].lower()}{more}", code="invalid_parameter", param=param)
-
-
-def _refuse_what_is_not_served(request: ChatRequest) -> None:
-    """Refuse a request for what would change the reply and is not there yet; ignoring it would deceive."""
-    last = request.messages[-1]
-    # In thinking mode DeepSeek's own server takes penalties and ignores them.
-    penalties = 0 if request.thinks else (request.presence_penalty or request.frequency_penalty)
-    refused = (
-        ("top_logprobs", request.top_logprobs, "only the chosen tokens' log-probabilities are served: 0"),
-        ("presence_penalty", penalties, "penalties are not served: 0 is accepted"),
-        ("logit_bias", request.logit_bias, "no bias of logits is served"),
-        ("tools", request.tools and request.tool_choice != "none", "tool calls are not served"),
-        (
-            "response_format",
-            request.response_format is not None and request.response_format.type != "text",
-            'only {"type": "text"} is served',
-        ),
-        ("messages", last.role == "assistant" and last.prefix, "going on with an assistant's message is not served"),
-    )
-    for param, wanted, reason in refused:
-        if wanted:
-            raise ApiError(400, f"{param}: {reason}", code="unsupported_parameter", param=param)
+    return parse_body(ChatRequest, body, "messages")

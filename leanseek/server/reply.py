@@ -1,12 +1,32 @@
-"""Reply: one reply's tokens turned into text as they come, thinking and answer apart, stop texts cut out."""
+"""Reply: one reply's tokens as they come, made into thinking, answer and tool calls, stop texts cut out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from leanseek.engine.request import Event
-from leanseek.tokens.chat import ChatFormat
+from leanseek.engine.request import Event, TopLogprobs
+from leanseek.tokens.chat import ChatFormat, Delta, ToolCallDelta
+from leanseek.tokens.stream import call_id as numbered
+from leanseek.tokens.tokenizer import Tokenizer
+
+
+class Scored(NamedTuple):
+    """A token that was said.
+
+    Args:
+        text: what it added; "" where it only begins a character, or is held back for the next one's.
+        logprob: in nats.
+        token_id: which it was.
+        top: the most likely tokens at its place, if asked for.
+    """
+
+    text: str
+    logprob: float
+    token_id: int = -1
+    top: TopLogprobs = ()
 
 
 @dataclass
@@ -15,14 +35,15 @@ class Said:
 
     Args:
         reasoning_content, content: text for the thinking and for the answer.
-        reasoning_logprobs, content_logprobs: each token's text and log-probability in nats; the
-            texts join to the two above. A token that only begins a character has the text "".
+        reasoning_logprobs, content_logprobs: each token with its log-probability; their texts join to the two above.
+        tool_calls: what was added to calls.
     """
 
     reasoning_content: str = ""
     content: str = ""
-    reasoning_logprobs: list[tuple[str, float]] = field(default_factory=list)
-    content_logprobs: list[tuple[str, float]] = field(default_factory=list)
+    reasoning_logprobs: list[Scored] = field(default_factory=list)
+    content_logprobs: list[Scored] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
     @property
     def has_logprobs(self) -> bool:
@@ -37,6 +58,7 @@ class Said:
             "".join(part.content for part in parts),
             [one for part in parts for one in part.reasoning_logprobs],
             [one for part in parts for one in part.content_logprobs],
+            [one for part in parts for one in part.tool_calls],
         )
 
 
@@ -47,6 +69,37 @@ class _Held:
     token_id: int
     logprob: float
     text: str
+    top: TopLogprobs
+    partial: bool  # it ends within a character
+
+
+class Parser(Protocol):
+    """Makes tokens into what they say."""
+
+    def push(self, token_id: int) -> Delta:
+        """Return what this token added."""
+
+    def flush(self) -> Delta:
+        """Return what was held back, at the end."""
+
+
+class PlainText:
+    """Takes every token for text: for what is no chat.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder = tokenizer.incremental()
+
+    def push(self, token_id: int) -> Delta:
+        """Return what this token added."""
+        return Delta(content=self._decoder.push(token_id))
+
+    def flush(self) -> Delta:
+        """Return what was held back, at the end."""
+        return Delta(content=self._decoder.flush())
 
 
 class Reply:
@@ -58,49 +111,77 @@ class Reply:
         chat: of the model.
         stop: texts that end the reply.
         thinking: whether the reply starts with thinking.
+        call_id: a tool call's place -> its id.
+        plain: whether it is text alone, no chat.
     """
 
-    def __init__(self, chat: ChatFormat, stop: Sequence[str], *, thinking: bool) -> None:
-        self.tokens = self.reasoning_tokens = 0
+    def __init__(
+        self,
+        chat: ChatFormat,
+        stop: Sequence[str],
+        *,
+        thinking: bool,
+        call_id: Callable[[int], str] = numbered,
+        plain: bool = False,
+    ) -> None:
+        self.tokens = self.reasoning_tokens = self.cached_tokens = self.calls = 0
         self.finish_reason: str | None = None
-        self._chat, self._stop = chat, tuple(stop)
-        self._stream = chat.stream(starts_in_thinking=thinking)
-        self._decoder = chat.tokenizer.incremental()
+        self.stopped_by: str | None = None  # the stop text
+        self._tokenizer, self._stop = chat.tokenizer, tuple(stop)
+        self._end_think_id = chat.end_think_id
+        thinking = thinking and chat.thinks
+        self._parser: Parser = (
+            PlainText(self._tokenizer) if plain else chat.stream(starts_in_thinking=thinking, call_id=call_id)
+        )
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: list[_Held] = []
         self._arrives_in_thinking = self._leaves_in_thinking = thinking
 
     def push(self, event: Event) -> Said:
-        """Take an event of this reply; return the text that can be shown now."""
+        """Take an event of this reply; return what can be shown now."""
         said = Said()
         if self.finish_reason is not None:
             return said
+        self.cached_tokens = self.cached_tokens or event.cached_tokens
         if event.token_id is not None:
-            self._take(event.token_id, event.logprob or 0.0)
+            self._take(event.token_id, event.logprob or 0.0, event.top_logprobs or ())
         window = "".join(one.text for one in self._held)
-        cut = min((at for at in map(window.find, self._stop) if at >= 0), default=None)
-        if cut is not None:
-            self.finish_reason = "stop"
+        found = [(at, stop) for stop in self._stop if (at := window.find(stop)) >= 0]
+        if found:
+            cut, self.stopped_by = min(found)
             self._let_out(cut, said, cut=True)
+            self._end(said, "stop")
         elif event.finish_reason is not None:
-            self.finish_reason = event.finish_reason
-            self._let_out(len(window), said)
-            self._flush(said, event.logprob or 0.0)
+            self._let_out(len(window), said, last=True)
+            self._end(said, event.finish_reason)
         else:
             self._let_out(len(window) - _open_end(window, self._stop), said)
         return said
 
-    def _take(self, token_id: int, logprob: float) -> None:
+    def end(self, reason: str) -> Said:
+        """End the reply here, whatever the engine does; return what was held back."""
+        said = Said()
+        if self.finish_reason is None:
+            self._let_out(sum(len(one.text) for one in self._held), said, last=True)
+            self._end(said, reason)
+        return said
+
+    def _end(self, said: Said, reason: str) -> None:
+        self._add(self._parser.flush(), None, said)
+        self.finish_reason = "tool_calls" if self.calls and reason == "stop" else reason
+
+    def _take(self, token_id: int, logprob: float, top: TopLogprobs) -> None:
         self.tokens += 1
-        ends_thinking = self._arrives_in_thinking and token_id == self._chat.end_think_id
+        ends_thinking = self._arrives_in_thinking and token_id == self._end_think_id
         if ends_thinking:
             self._arrives_in_thinking = False
         self.reasoning_tokens += self._arrives_in_thinking
         # The thinking's bytes and the answer's never make one character.
-        ends_text = ends_thinking or token_id == self._chat.tokenizer.eos_id
-        text = self._decoder.flush() if ends_text else self._decoder.push(token_id)
-        self._held.append(_Held(token_id, logprob, text))
+        ends_text = ends_thinking or token_id == self._tokenizer.eos_id
+        text = self._utf8.decode(b"" if ends_text else self._tokenizer.bytes_of(token_id), ends_text)
+        self._held.append(_Held(token_id, logprob, text, top, bool(self._utf8.getstate()[0])))
 
-    def _let_out(self, characters: int, said: Said, *, cut: bool = False) -> None:
+    def _let_out(self, characters: int, said: Said, *, cut: bool = False, last: bool = False) -> None:
         """Let out the tokens within the first `characters`; with `cut`, also the part of the next that is."""
         end = count = 0
         for one in self._held:
@@ -108,46 +189,65 @@ class Reply:
                 break
             end += len(one.text)
             count += 1
+        while not last and count and self._held[count - 1].partial:  # goes with what completes its character
+            count -= 1
+            end -= len(self._held[count].text)
+        for one in self._held[:count]:
             self._say(one, said)
-        if cut:
-            if end < characters:
-                self._say(self._held[count], said, keep=characters - end)
-            self._held.clear()
-        else:
+        if not cut:
             del self._held[:count]
+            return
+        if end < characters:
+            rest = self._held[count:]
+            kept = "".join(one.text for one in rest)[: characters - end]
+            delta = Delta()
+            for token in self._tokenizer.encode(kept):
+                delta = _merged(delta, self._parser.push(token))
+            self._add(delta, next(one for one in rest if one.text), said)
+        self._held.clear()
 
-    def _say(self, one: _Held, said: Said, keep: int | None = None) -> None:
-        """Split a token's text into thinking and answer; `keep` leaves out what follows its first characters."""
-        thinking = self._leaves_in_thinking
-        delta = self._stream.push(one.token_id)
-        if one.token_id == self._chat.end_think_id:
+    def _say(self, one: _Held, said: Said) -> None:
+        self._add(self._parser.push(one.token_id), one, said)
+        if one.token_id == self._end_think_id:
             self._leaves_in_thinking = False
-        text = delta.reasoning_content if thinking else delta.content
-        if keep is not None:
-            # The thinking's last line break is held back by the stream: it is not part of `text`.
-            gone = len(one.text) - keep - (thinking and one.text.endswith("\n"))
-            text = text[: len(text) - gone]
-            text = text.removesuffix("\n") if thinking else text
-        self._add(text, thinking, said)
-        if text or not self._chat.tokenizer.is_special(one.token_id):
-            (said.reasoning_logprobs if thinking else said.content_logprobs).append((text, one.logprob))
 
-    def _flush(self, said: Said, logprob: float) -> None:
-        """Say what the stream held back, as a part of the last token."""
-        delta = self._stream.flush()
-        thinking = self._leaves_in_thinking
-        text = delta.reasoning_content if thinking else delta.content
-        self._add(text, thinking, said)
-        logprobs = said.reasoning_logprobs if thinking else said.content_logprobs
-        if text:
-            before, logprob = logprobs.pop() if logprobs else ("", logprob)
-            logprobs.append((before + text, logprob))
+    def _add(self, delta: Delta, one: _Held | None, said: Said) -> None:
+        """Note what a token said; without one, what was held back is a part of the last token."""
+        said.reasoning_content += delta.reasoning_content
+        said.content += delta.content
+        said.tool_calls += delta.tool_calls
+        self.calls += sum(call.id is not None for call in delta.tool_calls)
+        if delta.content or delta.tool_calls:
+            self._leaves_in_thinking = False
+        if one is None:
+            if delta.reasoning_content:
+                _append(said.reasoning_logprobs, delta.reasoning_content)
+            if delta.content:
+                _append(said.content_logprobs, delta.content)
+            return
+        scored = (one.logprob, one.token_id, one.top)
+        if delta.reasoning_content:
+            said.reasoning_logprobs.append(Scored(delta.reasoning_content, *scored))
+        if delta.content:
+            said.content_logprobs.append(Scored(delta.content, *scored))
+        if not delta.reasoning_content and not delta.content and not delta.tool_calls and not self.calls:
+            if not self._tokenizer.is_special(one.token_id):
+                (said.reasoning_logprobs if self._leaves_in_thinking else said.content_logprobs).append(
+                    Scored("", *scored)
+                )
 
-    def _add(self, text: str, thinking: bool, said: Said) -> None:
-        if thinking:
-            said.reasoning_content += text
-        else:
-            said.content += text
+
+def _append(logprobs: list[Scored], text: str) -> None:
+    before = logprobs.pop() if logprobs else Scored("", 0.0)
+    logprobs.append(before._replace(text=before.text + text))
+
+
+def _merged(one: Delta, other: Delta) -> Delta:
+    return Delta(
+        one.reasoning_content + other.reasoning_content,
+        one.content + other.content,
+        one.tool_calls + other.tool_calls,
+    )
 
 
 def _open_end(text: str, stops: Sequence[str]) -> int:

@@ -51,7 +51,7 @@ def test_a_character_cut_by_the_limit_is_told_with_its_last_token(tiny_tokenizer
     ids = tiny_tokenizer.encode("a🙂")[:-1]
     said = Said.joined(follow(Reply(ChatFormat(tiny_tokenizer), (), thinking=False), ids))
     assert said.content.startswith("a�")
-    assert "".join(text for text, _ in said.content_logprobs) == said.content
+    assert "".join(text for text, *_ in said.content_logprobs) == said.content
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_random_tokens_never_show_a_stop_text(tiny_tokenizer):
         parts = follow(Reply(chat, stops, thinking=thinking), ids)
         said = Said.joined(parts)
         assert (said.reasoning_content, said.content) == (reasoning, whole[split:cut]), (ids, stops)
-        assert "".join(text for text, _ in said.content_logprobs) == said.content
-        assert "".join(text for text, _ in said.reasoning_logprobs) == said.reasoning_content
+        assert "".join(text for text, *_ in said.content_logprobs) == said.content
+        assert "".join(text for text, *_ in said.reasoning_logprobs) == said.reasoning_content
     assert 100 < cuts < 400
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import secrets
 import threading
@@ -16,10 +17,15 @@ from leanseek.engine.engine import Engine
 from leanseek.engine.request import Event, SamplingParams
 from leanseek.errors import EngineError, LeanseekError, ServerError
 from leanseek.log import say
+from leanseek.server.bill import Bill
+from leanseek.server.metrics import Metrics
 
 # How long `close` waits for the thread: a step ends soon, the reading of weights may not.
 STEP_PATIENCE_S = 10.0
 LOADING_PATIENCE_S = 1.0
+# How much the newest interval between two finished requests counts, and the longest wait that a client is told of.
+NEWEST_SHARE = 0.1
+LONGEST_RETRY_S = 120
 
 State = Literal["loading", "ready", "failed", "closed"]
 # Told what is being done and which share of the loading is over.
@@ -30,8 +36,25 @@ class NotReadyError(ServerError):
     """The engine is still loading, could not be loaded, or was closed."""
 
 
+class StoppingError(NotReadyError):
+    """The server stops before the request is answered."""
+
+
+class RefusedError(EngineError):
+    """The engine did not take a request: something is wrong with it."""
+
+
 class OverloadedError(ServerError):
-    """More requests are under way than are allowed at once."""
+    """More requests are under way than are allowed at once.
+
+    Args:
+        message: says so.
+        retry_s: after how many seconds there should be room.
+    """
+
+    def __init__(self, message: str, retry_s: int) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 class Ticket:
@@ -40,9 +63,12 @@ class Ticket:
     Use it as a context manager: leaving it, for whatever reason, frees what the request holds.
     """
 
-    def __init__(self, bridge: Bridge, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def __init__(self, bridge: Bridge, prompt_ids: Sequence[int], params: SamplingParams, scope: str = "") -> None:
         self.request_id = f"http-{secrets.token_hex(8)}"
-        self.prompt_ids, self.params = prompt_ids, params
+        self.prompt_ids, self.params, self.scope = prompt_ids, params, scope
+        self.share = bridge.bill.open()
+        self.began_s = time.monotonic()
+        self.last_s: dict[int, float] = {}  # reply -> when it last got tokens; the engine's thread counts
         self.loop = asyncio.get_running_loop()
         self.running = params.n  # replies that have not ended; the engine's thread counts
         self._bridge = bridge
@@ -97,9 +123,19 @@ class Bridge:
     Args:
         load: makes the engine, in that thread; called with a function that takes reports.
         most_requests: how many may be under way at once.
+        bill: divides what the work costs; None: nothing is counted.
+        metrics: counts what is done; None: a bridge's own.
     """
 
-    def __init__(self, load: Callable[[Report], Engine], *, most_requests: int = 1024) -> None:
+    def __init__(
+        self,
+        load: Callable[[Report], Engine],
+        *,
+        most_requests: int = 1024,
+        bill: Bill | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.bill, self.metrics = bill or Bill(), metrics or Metrics()
         self.state: State = "loading"
         self.failure: Exception | None = None
         self.phase, self.progress = "starting", 0.0
@@ -111,6 +147,7 @@ class Bridge:
         self._engine: Engine | None = None
         self._lock = threading.Lock()  # no order may slip in behind the end
         self._settled = threading.Event()
+        self._interval_s = self._finished_s = 0.0  # between two finished requests; when the last one was
         self._began_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="leanseek-engine", daemon=True)
 
@@ -160,21 +197,50 @@ class Bridge:
         """Requests that the engine has now."""
         return len(self._tickets)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Ticket:
-        """Queue a request from a coroutine; its events arrive in the running event loop.
+    @property
+    def under_way(self) -> int:
+        """Requests that the engine has, and those on their way to it."""
+        return self.active + self._orders.qsize()
+
+    @property
+    def retry_s(self) -> int:
+        """Seconds until those who wait now should have been served, as fast as requests were finished lately."""
+        return min(max(math.ceil(self.under_way * self._interval_s), 1), LONGEST_RETRY_S)
+
+    def make_room(self, requests: int = 1) -> None:
+        """See that so many more requests may come.
 
         Raises:
             NotReadyError: the engine is not loaded.
             OverloadedError: too many requests are under way.
         """
-        under_way = self.active + self._orders.qsize()
-        if under_way >= self._most_requests:
-            raise OverloadedError(f"{under_way} requests are under way, as many as are allowed; try again soon")
+        _ = self.engine
+        under_way = self.under_way
+        if under_way + requests > self._most_requests:
+            raise OverloadedError(
+                f"{under_way} requests are under way, and {self._most_requests} are allowed; try again later",
+                self.retry_s,
+            )
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, scope: str = "") -> Ticket:
+        """Queue a request from a coroutine; its events arrive in the running event loop.
+
+        Args:
+            prompt_ids, params, scope: as of the engine.
+        Raises:
+            NotReadyError: the engine is not loaded.
+            OverloadedError: too many requests are under way.
+        """
+        self.make_room()
         with self._lock:
             _ = self.engine
-            ticket = Ticket(self, prompt_ids, params)
+            ticket = Ticket(self, prompt_ids, params, scope)
             self._orders.put(("add", ticket))
         return ticket
+
+    def interrupt(self) -> None:
+        """End what is under way where it is, and take nothing more; from any thread."""
+        self._orders.put(None)
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a request before the engine's next step; from any thread."""
@@ -196,8 +262,16 @@ class Bridge:
                 self._step(self._engine)
         with self._lock:
             self.state = "closed" if self.state == "ready" else self.state
-        self._fail_all(NotReadyError("the server is stopping"))
+        self._fail_all(StoppingError("the server is stopping"))
         self._refuse_waiting()
+        self._close(self._engine)
+
+    def _close(self, engine: Engine) -> None:
+        """Finish what the engine does in the background."""
+        self.bill.close()
+        disk = getattr(getattr(engine, "prefixes", None), "disk", None)
+        if disk is not None:
+            disk.close()
 
     def _report(self, phase: str, progress: float) -> None:
         self.phase, self.progress = phase, progress
@@ -221,11 +295,14 @@ class Bridge:
 
     def _add(self, engine: Engine, ticket: Ticket) -> None:
         try:
-            engine.add(ticket.prompt_ids, ticket.params, ticket.request_id)
+            engine.add(ticket.prompt_ids, ticket.params, ticket.request_id, ticket.scope)
+        except LeanseekError as error:
+            self._send({ticket: [RefusedError(str(error))]})
         except Exception as error:  # the request's boundary
             self._send({ticket: [_failure(error)]})
         else:
             self._tickets[ticket.request_id] = ticket
+            self.metrics.prompt_tokens.add(len(ticket.prompt_ids))
 
     def _refuse_waiting(self) -> None:
         """Tell the clients whose orders will not be obeyed any more."""
@@ -235,9 +312,11 @@ class Bridge:
             except queue.Empty:
                 return
             if order is not None and order[0] == "add":
-                self._send({order[1]: [NotReadyError("the server is stopping")]})
+                self._send({order[1]: [StoppingError("the server is stopping")]})
 
     def _step(self, engine: Engine) -> None:
+        self.bill.begin()
+        read = self._read_by(engine)
         try:
             events = engine.step()
         except Exception as error:  # the requests' boundary: they fail, the server goes on
@@ -248,14 +327,57 @@ class Bridge:
         arrived: dict[Ticket, list[Event | LeanseekError]] = defaultdict(list)
         for event in events:
             ticket = self._tickets.get(event.request_id)
-            if ticket is None:
-                continue
-            arrived[ticket].append(event)
-            if event.finish_reason is not None:
-                ticket.running -= 1
-                if ticket.running == 0:
-                    del self._tickets[event.request_id]
+            if ticket is not None:
+                arrived[ticket].append(event)
+        # A step that says nothing has read a part of some prompts.
+        worked_for = arrived or dict.fromkeys(read or self._tickets.values(), (1,))
+        self.bill.divide({id(one): (one.share, float(len(events))) for one, events in worked_for.items()})
+        self._count(arrived)
+        for ticket, items in arrived.items():
+            ticket.running -= sum(isinstance(item, Event) and item.finish_reason is not None for item in items)
+            if ticket.running == 0:
+                del self._tickets[ticket.request_id]
+                self._note_finished(ticket)
         self._send(arrived)
+
+    def _read_by(self, engine: Engine) -> list[Ticket]:
+        """Return the requests whose prompts are being read."""
+        reading = getattr(getattr(engine, "scheduler", None), "reading", ())
+        names = {sample.request.request_id for one in reading for sample in one.samples}
+        return [self._tickets[name] for name in names if name in self._tickets]
+
+    def _count(self, arrived: dict[Ticket, list[Event | LeanseekError]]) -> None:
+        metrics, now_s = self.metrics, time.monotonic()
+        metrics.steps.add()
+        metrics.joules.add(self.bill.joules - metrics.joules.total)
+        metrics.busy_s.add(self.bill.busy_s - metrics.busy_s.total)
+        tokens = 0
+        for ticket, items in arrived.items():
+            cached = 0
+            for index in {item.index for item in items if isinstance(item, Event)}:
+                before_s = ticket.last_s.get(index)
+                if before_s is None:
+                    metrics.first_token_s.note(now_s - ticket.began_s)
+                else:
+                    metrics.between_s.note(now_s - before_s)
+            for item in items:
+                if isinstance(item, Event):
+                    tokens += item.token_id is not None
+                    cached = max(cached, item.cached_tokens)
+                    ticket.last_s[item.index] = now_s
+                    if item.finish_reason is not None:
+                        metrics.replies.add(reason=item.finish_reason)
+            if cached:
+                metrics.cached_tokens.add(cached)
+        metrics.completion_tokens.add(tokens)
+
+    def _note_finished(self, ticket: Ticket) -> None:
+        now_s = time.monotonic()
+        self.metrics.request_s.note(now_s - ticket.began_s)
+        # Time without work in between is nobody's.
+        interval_s = now_s - max(self._finished_s, ticket.began_s)
+        self._interval_s += (NEWEST_SHARE if self._finished_s else 1.0) * (interval_s - self._interval_s)
+        self._finished_s = now_s
 
     def _fail_all(self, error: LeanseekError) -> None:
         """Take every request out of the engine and tell its client."""
@@ -284,6 +406,39 @@ class Bridge:
             except RuntimeError:  # the loop is closed: nobody waits for these any more
                 for ticket, _ in mail:
                     self.cancel(ticket)
+
+
+async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield the events of several requests as they come, each with its request's place.
+
+    Raises:
+        LeanseekError: of the first request that fails.
+    """
+    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue()
+
+    async def follow(place: int, ticket: Ticket) -> None:
+        try:
+            async for event in ticket:
+                arrived.put_nowait((place, event))
+        except LeanseekError as error:
+            arrived.put_nowait((place, error))
+        arrived.put_nowait((place, None))
+
+    tasks = [asyncio.create_task(follow(place, ticket)) for place, ticket in enumerate(tickets)]
+    try:
+        left = len(tasks)
+        while left:
+            place, item = await arrived.get()
+            if isinstance(item, LeanseekError):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield place, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _deliver(mail: list[tuple[Ticket, list[Event | LeanseekError]]]) -> None:

@@ -30,6 +30,7 @@ class ScriptedEngine:
         self.running: dict[tuple[str, int], tuple[SamplingParams, list[int]]] = {}
         self.seen: list[SamplingParams] = []
         self.prompts: list[list[int]] = []
+        self.scopes: list[str] = []
         self.fail_next: Exception | None = None
         self.fail_cancel: Exception | None = None
         self._allowed: threading.Semaphore | None = None
@@ -50,9 +51,10 @@ class ScriptedEngine:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str) -> str:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str, scope: str = "") -> str:
         self.prompts.append(list(prompt_ids))
         self.seen.append(params)
+        self.scopes.append(scope)
         self.waiting += [(request_id, index, params) for index in range(params.n)]
         return request_id
 

@@ -8,29 +8,28 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
 from leanseek import variables
+from leanseek.cli.speaker import EngineSpeaker, ServerSpeaker, Speaker
 from leanseek.engine.request import SamplingParams
-from leanseek.errors import EngineError
+from leanseek.errors import LeanseekError, UsageError
 from leanseek.log import say
 from leanseek.messages import Message
 from leanseek.run import model_folder
-
-if TYPE_CHECKING:
-    from leanseek.engine.engine import Engine
 
 HELP = "/exit leaves (so does Ctrl-D), /clear forgets the conversation, Ctrl-C stops a reply"
 
 
 def chat(
-    model: Path,
+    model: str,
     *,
+    name: str | None = None,
+    api_key_file: Path | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -42,14 +41,17 @@ def chat(
     weights: Literal["fp32", "bf16"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
-    """Talk with a model in the terminal; its thinking is shown dimmed.
+    """Talk with a model in the terminal, in a folder or behind a URL; its thinking is shown dimmed.
 
-    Where no sampling is given, the model's generation_config.json says it.
+    Where no sampling is given, the model's generation_config.json says it, or the server.
 
     Example: leanseek chat runs/laptop --temperature 0
+    Example: leanseek chat http://127.0.0.1:8000
 
     Args:
-        model: A run folder (its latest checkpoint) or a model folder.
+        model: A run folder (its latest checkpoint), a model folder, or the URL of a server in OpenAI's protocol.
+        name: Of a URL's model; without it, the first that the server lists.
+        api_key_file: With a URL: a file whose first line is the key.
         temperature: How freely replies are drawn; 0 takes the most likely token.
         top_p: Smallest set of tokens whose share reaches this is kept.
         top_k: How many tokens are kept; 0 keeps all.
@@ -61,6 +63,22 @@ def chat(
         weights: What the weights are kept in.
         device: What computes.
     """
+    asked = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens}
+    given = {key: value for key, value in {**asked, "seed": seed}.items() if value is not None}
+    if model.startswith(("http://", "https://")):
+        if weights != "fp32" or device != "cpu":
+            raise UsageError("--weights and --device are the server's to choose; leave them out with a URL")
+        speaker: Speaker = ServerSpeaker(model, model=name, settings=given, api_key=_first_line(api_key_file))
+    elif name is not None or api_key_file is not None:
+        raise UsageError("--name and --api-key-file go with the URL of a server")
+    else:
+        speaker = _engine_speaker(Path(model), given, weights, device)
+    say(HELP)
+    opening = [Message("system", system)] if system else []
+    Conversation(speaker, opening, thinking=not no_thinking).run(Console(highlight=False))
+
+
+def _engine_speaker(model: Path, given: dict[str, Any], weights: str, device: str) -> EngineSpeaker:
     folder = model_folder(model)
     # Here, so that a wrong folder is told at once and --help does not wait for torch.
     import torch
@@ -72,33 +90,40 @@ def chat(
         torch.set_num_threads(threads)
     usual = SamplingDefaults.load(folder)
     params = SamplingParams(
-        max_tokens=1 << 30 if max_tokens is None else max_tokens,
-        temperature=usual.usual_temperature if temperature is None else temperature,
-        top_p=max(usual.top_p, 1e-6) if top_p is None else top_p,
-        top_k=max(usual.top_k, 0) if top_k is None else top_k,
-        min_p=usual.min_p if min_p is None else min_p,
-        seed=seed,
+        **{
+            "max_tokens": 1 << 30,
+            "temperature": usual.usual_temperature,
+            "top_p": max(usual.top_p, 1e-6),
+            "top_k": max(usual.top_k, 0),
+            "min_p": usual.min_p,
+            **given,
+        }
     )
     say(f"loading {folder}")
-    engine = Engine.load(folder, weights=weights, device=device, max_batch=1)
-    say(HELP)
-    opening = [Message("system", system)] if system else []
-    Conversation(engine, params, opening, thinking=not no_thinking).run(Console(highlight=False))
+    return EngineSpeaker(Engine.load(folder, weights=weights, device=device, max_batch=1), params)
+
+
+def _first_line(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the API key cannot be read ({error})") from None
+    return lines[0].strip() if lines else ""
 
 
 class Conversation:
-    """One conversation with one engine.
+    """One conversation with one speaker.
 
     Args:
-        engine: not shared with anybody.
-        params: how replies are drawn.
+        speaker: who answers.
         opening: messages before the first question.
         thinking: whether replies start with thinking.
     """
 
-    def __init__(self, engine: Engine, params: SamplingParams, opening: list[Message], *, thinking: bool) -> None:
-        self._engine, self._params = engine, params
-        self._opening, self._thinking = opening, thinking
+    def __init__(self, speaker: Speaker, opening: list[Message], *, thinking: bool) -> None:
+        self._speaker, self._opening, self._thinking = speaker, opening, thinking
         self.messages = list(opening)
 
     def run(self, console: Console, read: Callable[[str], str] = input) -> None:
@@ -124,17 +149,14 @@ class Conversation:
         asked = [*self.messages, Message("user", question)]
         try:
             reply = self._draw(asked, console)
-        except EngineError as error:
+        except LeanseekError as error:
             console.print(Text(f"{error} (/clear forgets the conversation)"))
             return
         self.messages = [*asked, reply]
 
     def _draw(self, asked: list[Message], console: Console) -> Message:
         """Print a reply as it is drawn and return it; Ctrl-C ends it where it is."""
-        engine, style = self._engine, ""
-        assert engine.chat is not None
-        prompt_ids = engine.chat.prompt(asked, thinking=self._thinking)
-        stream = engine.chat.stream(starts_in_thinking=self._thinking)
+        style = ""
         said = {"": "", "dim": ""}
 
         def show(text: str, its_style: str) -> None:
@@ -147,30 +169,15 @@ class Conversation:
             said[its_style] += text
             console.print(Text(printable(text), style=its_style), end="", soft_wrap=True)
 
-        request_id = engine.add(prompt_ids, self._next_params())
-        with interruptible() as interrupted:
-            while engine.has_work:
-                for event in engine.step():
-                    if event.error is not None:
-                        raise EngineError(event.error)
-                    assert event.token_id is not None
-                    delta = stream.push(event.token_id)
-                    show(delta.reasoning_content, "dim")
-                    show(delta.content, "")
+        pieces = self._speaker.speak(asked, thinking=self._thinking)
+        with interruptible() as interrupted, contextlib.closing(pieces):
+            for piece in pieces:
+                show(piece.reasoning_content, "dim")
+                show(piece.content, "")
                 if interrupted.is_set():
-                    engine.cancel(request_id)
-        rest = stream.flush()
-        show(rest.reasoning_content, "dim")
-        show(rest.content, "")
+                    break
         console.print()
         return Message("assistant", said[""], said["dim"] if self._thinking else None)
-
-    def _next_params(self) -> SamplingParams:
-        """Return how to draw the next reply; a seed is used once, then the next one."""
-        params = self._params
-        if params.seed is not None:
-            self._params = replace(params, seed=params.seed + 1)
-        return params
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from rich.console import Console
 from leanseek.checkpoint.directory import save_model
 from leanseek.cli import chat as chat_module
 from leanseek.cli.chat import Conversation, interruptible, printable
+from leanseek.cli.speaker import EngineSpeaker
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
-from leanseek.errors import CheckpointError, EngineError
+from leanseek.errors import CheckpointError, EngineError, UsageError
 from leanseek.messages import Message
 
 
@@ -38,7 +39,7 @@ def engine(tiny_model, tiny_tokenizer):
 
 def test_thinking_is_dimmed_and_the_history_kept(engine):
     params = SamplingParams(max_tokens=12, seed=3)
-    conversation = Conversation(engine, params, [Message("system", "be brief")], thinking=True)
+    conversation = Conversation(EngineSpeaker(engine, params), [Message("system", "be brief")], thinking=True)
     shown = talk(conversation, "start 5", "")
     assert [message.role for message in conversation.messages] == ["system", "user", "assistant"]
     reply = conversation.messages[-1]
@@ -49,7 +50,7 @@ def test_thinking_is_dimmed_and_the_history_kept(engine):
 
 
 def test_without_thinking_the_answer_is_plain(engine):
-    conversation = Conversation(engine, SamplingParams(max_tokens=12, seed=4), [], thinking=False)
+    conversation = Conversation(EngineSpeaker(engine, SamplingParams(max_tokens=12, seed=4)), [], thinking=False)
     shown = talk(conversation, "start 5 +3")
     reply = conversation.messages[-1]
     assert reply.reasoning_content is None
@@ -60,19 +61,19 @@ def test_without_thinking_the_answer_is_plain(engine):
 def test_the_same_seed_gives_the_same_conversation_of_different_replies(engine):
     replies = []
     for _ in range(2):
-        conversation = Conversation(engine, SamplingParams(max_tokens=12, seed=3), [], thinking=True)
+        conversation = Conversation(EngineSpeaker(engine, SamplingParams(max_tokens=12, seed=3)), [], thinking=True)
         talk(conversation, "start 5", "/clear", "start 5")
         first, *_ = conversation.messages[1:]
         replies.append(first)
     assert replies[0] == replies[1]
-    once = Conversation(engine, SamplingParams(max_tokens=12, seed=3), [], thinking=True)
+    once = Conversation(EngineSpeaker(engine, SamplingParams(max_tokens=12, seed=3)), [], thinking=True)
     talk(once, "start 5")
     assert once.messages[1] != replies[0]
 
 
 @pytest.mark.parametrize("ending", ["/exit", EOFError(), KeyboardInterrupt()])
 def test_leaving(engine, ending):
-    conversation = Conversation(engine, SamplingParams(max_tokens=3), [], thinking=True)
+    conversation = Conversation(EngineSpeaker(engine, SamplingParams(max_tokens=3)), [], thinking=True)
     talk(conversation, "/help", ending, "never read")
     assert conversation.messages == []
 
@@ -89,7 +90,9 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_was_said(engine, monkeypatch):
         return step()
 
     monkeypatch.setattr(engine, "step", counting)
-    conversation = Conversation(engine, SamplingParams(max_tokens=100, ignore_eos=True), [], thinking=True)
+    conversation = Conversation(
+        EngineSpeaker(engine, SamplingParams(max_tokens=100, ignore_eos=True)), [], thinking=True
+    )
     talk(conversation, "start 5")
     assert steps == 4
     assert not engine.has_work
@@ -106,7 +109,7 @@ def test_a_second_ctrl_c_leaves():
 
 
 def test_a_conversation_that_is_too_long_is_told(engine):
-    conversation = Conversation(engine, SamplingParams(max_tokens=5), [], thinking=True)
+    conversation = Conversation(EngineSpeaker(engine, SamplingParams(max_tokens=5)), [], thinking=True)
     assert "/clear" in talk(conversation, "a b " * 200)
     assert conversation.messages == []
 
@@ -119,7 +122,7 @@ def test_chat_opens_a_folder(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, 
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
     typed = iter(["start 5", "/exit"])
     monkeypatch.setattr(Conversation.run, "__defaults__", (lambda prompt: next(typed),))
-    chat_module.chat(tmp_path / "model", temperature=0, max_tokens=6, system="be brief")
+    chat_module.chat(str(tmp_path / "model"), temperature=0, max_tokens=6, system="be brief")
     out, err = capsys.readouterr()
     assert out.strip()
     assert "loading" in err
@@ -127,7 +130,14 @@ def test_chat_opens_a_folder(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, 
 
 def test_chat_refuses(tmp_path, tiny_model, tiny_tokenizer):
     with pytest.raises(CheckpointError, match="no such folder"):
-        chat_module.chat(tmp_path / "missing")
+        chat_module.chat(str(tmp_path / "missing"))
     save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
     with pytest.raises(EngineError, match="temperature = -1"):
-        chat_module.chat(tmp_path / "model", temperature=-1)
+        chat_module.chat(str(tmp_path / "model"), temperature=-1)
+    for options in ({"name": "laptop"}, {"api_key_file": tmp_path}):
+        with pytest.raises(UsageError, match="go with the URL of a server"):
+            chat_module.chat(str(tmp_path / "model"), **options)
+    with pytest.raises(UsageError, match="are the server's to choose"):
+        chat_module.chat("http://127.0.0.1:1", weights="bf16")
+    with pytest.raises(UsageError, match="the API key cannot be read"):
+        chat_module.chat("http://127.0.0.1:1", api_key_file=tmp_path / "none")

@@ -24,7 +24,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: Tokenizer, script: Sequence[int], context_tokens: int = 4096, rows: int = 4) -> None:
         self.tokenizer, self.chat = tokenizer, ChatFormat(tokenizer)
         self.max_context_tokens = context_tokens
-        self.config = SimpleNamespace(bos_token_id=0)
+        self.config = SimpleNamespace(bos_token_id=0, vocab_size=tokenizer.vocab_size)
         self.script, self.rows = list(script), rows
         self.waiting: list[tuple[str, int, SamplingParams]] = []
         self.running: dict[tuple[str, int], tuple[SamplingParams, list[int]]] = {}

@@ -16,8 +16,8 @@ from leanseek.messages import Message
 
 LARGEST = 99  # of every value that a worked solution passes through
 RANGES = {2: 49, 3: 20, 4: 12}  # level -> largest number given: fewer numbers, larger ones, so that none run out
-HIT = 0.4  # chance that a written try is one that succeeds: the same at each try, so that length tells nothing
-MOST_FAILURES = 8
+HIT = 0.4  # chance that a line of practice shows a hit
+MOST_FAILURES = 12  # that a worked solution writes: all there are with three numbers, some of those with four
 OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -36,7 +36,9 @@ Merge = tuple[str, str, str]
 class Countdown(Environment):
     """Lines `a25`, then `make 54`. All given numbers are needed, as far as whole numbers up to 99 go.
 
-    The thinking is a list of tries. `a25 b7 -18 d18` joins two numbers into a new one, and restates what is left if
+    The thinking is a list of tries, in a fixed order: the first two numbers by + - * /, then the first and the third,
+    and so on, leaving out what makes nothing new. So the next try follows from the last, and none comes twice.
+    `a25 b7 -18 d18` joins two numbers into a new one, and restates what is left if
     that is more than two; once two are left, `d18 c3 +21 -15 *54 /6 |54 *` writes all that they make, the target
     beside it, and the operation that hits it, or `no`. Larger first, always; x is no whole number up to 99.
     """
@@ -64,18 +66,16 @@ class Countdown(Environment):
         return Problem(self.name, level, "\n".join(lines), data, key)
 
     def solution(self, problem: Problem, rng: random.Random) -> Message:
-        """Write tries that fail, then one that succeeds."""
+        """Write the tries up to the first that succeeds; where too many fail, some of them, in their order."""
         start, target = _items(problem.data["numbers"]), problem.data["target"]
-        good: list[list[Merge]] = []
-        bad: list[list[Merge]] = []
+        failures: list[list[Merge]] = []
         for merges, (x, y) in _tries(start):
-            (good if target in _values(x[1], y[1]).values() else bad).append(merges)
-        lines: list[str] = []
-        for _ in range(MOST_FAILURES):
-            if not bad or rng.random() < HIT:
+            if target in _values(x[1], y[1]).values():
                 break
-            lines += _write(start, bad.pop(rng.randrange(len(bad))), target)[0]
-        success, expression = _write(start, rng.choice(good), target)
+            failures.append(merges)
+        shown = sorted(rng.sample(range(len(failures)), min(len(failures), MOST_FAILURES)))
+        lines = [line for place in shown for line in _write(start, failures[place], target)[0]]
+        success, expression = _write(start, merges, target)
         return Message("assistant", expression, "\n".join(lines + success))
 
     def check(self, problem: Problem, answer: str) -> bool:

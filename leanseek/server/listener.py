@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import uvicorn
 
 from leanseek.checkpoint.directory import load_model
@@ -177,7 +178,7 @@ class Listener:
             _try(Engine(model, tokenizer, max_batch=1, max_context_tokens=TRIAL_TOKENS), folder)
             return Engine(model, tokenizer, max_batch=max_batch, cache_bytes=room, disk=disk, drafts=layers)
 
-        bill = Bill(EnergyMeter(device), usd_per_hour)
+        bill = Bill(_meter(device), usd_per_hour)
         return cls(load, served, bill=bill, **options)
 
     @property
@@ -287,6 +288,13 @@ def _try(engine: Engine, folder: Path) -> None:
     output = engine.generate([[engine.config.bos_token_id]], SamplingParams(max_tokens=1, temperature=0.0))[0]
     if output.error is not None:
         raise CheckpointError(f"{folder}: {output.error}")
+
+
+def _meter(device: str) -> EnergyMeter:
+    if device != "cuda" or not torch.cuda.is_available():  # what is wrong with the device, the loading says
+        return EnergyMeter()
+    uuid = torch.cuda.get_device_properties(0).uuid
+    return EnergyMeter(device, gpu_name=torch.cuda.get_device_name(), gpu_uuid=f"GPU-{uuid}")
 
 
 def _fingerprint(folder: Path, weights: str) -> str:

@@ -31,8 +31,6 @@ COMMANDS = {
     "demo": ("leanseek.cli.demo:demo", "Ask a run's model held-out questions, and say what it cost."),
     "convert": ("leanseek.cli.convert:convert", "Convert a model folder: FP8, bf16, fp32."),
     "inspect": ("leanseek.cli.inspect:inspect", "Show what a model folder or a shape is, and what serving it needs."),
-    "plan": ("leanseek.cli.plan:plan", "Say what training or serving would cost, before it does."),
-    "ledger": ("leanseek.cli.ledger:ledger", "Show what runs have cost, stage by stage."),
     "models": ("leanseek.cli.listing:models", "List the model shapes."),
     "envs": ("leanseek.cli.listing:envs", "List the tasks, show their problems, try one out."),
     "recipes": ("leanseek.cli.listing:recipes", "List the recipes and all settings."),

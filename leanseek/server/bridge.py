@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
+import secrets
 import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Event, SamplingParams
-from leanseek.errors import EngineError, LeanseekError
+from leanseek.errors import EngineError, LeanseekError, ServerError
 from leanseek.log import say
 from leanseek.server.bill import Bill
 from leanseek.server.metrics import Metrics
-from leanseek.server.ticket import NotReadyError, OverloadedError, RefusedError, StoppingError, Ticket
 
 # How long `close` waits for the thread: a step ends soon, the reading of weights may not.
 STEP_PATIENCE_S = 10.0
@@ -30,6 +30,88 @@ LONGEST_RETRY_S = 120
 State = Literal["loading", "ready", "failed", "closed"]
 # Told what is being done and which share of the loading is over.
 Report = Callable[[str, float], None]
+
+
+class NotReadyError(ServerError):
+    """The engine is still loading, could not be loaded, or was closed."""
+
+
+class StoppingError(NotReadyError):
+    """The server stops before the request is answered."""
+
+
+class RefusedError(EngineError):
+    """The engine did not take a request: something is wrong with it."""
+
+
+class OverloadedError(ServerError):
+    """More requests are under way than are allowed at once.
+
+    Args:
+        message: says so.
+        retry_s: after how many seconds there should be room.
+    """
+
+    def __init__(self, message: str, retry_s: int) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class Ticket:
+    """One request on its way through the engine, as its coroutine sees it.
+
+    Use it as a context manager: leaving it, for whatever reason, frees what the request holds.
+    """
+
+    def __init__(self, bridge: Bridge, prompt_ids: Sequence[int], params: SamplingParams, scope: str = "") -> None:
+        self.request_id = f"http-{secrets.token_hex(8)}"
+        self.prompt_ids, self.params, self.scope = prompt_ids, params, scope
+        self.share = bridge.bill.open()
+        self.began_s = time.monotonic()
+        self.last_s: dict[int, float] = {}  # reply -> when it last got tokens; the engine's thread counts
+        self.loop = asyncio.get_running_loop()
+        self.running = params.n  # replies that have not ended; the engine's thread counts
+        self._bridge = bridge
+        self._arrived: asyncio.Queue[Event | LeanseekError] = asyncio.Queue()
+        self._over = False
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield the request's events until its last reply has ended.
+
+        Raises:
+            EngineError: the engine failed, or the model's output broke.
+        """
+        return self._events()
+
+    async def _events(self) -> AsyncIterator[Event]:
+        ended = 0
+        while ended < self.params.n:
+            item = await self._arrived.get()
+            if isinstance(item, LeanseekError):
+                self._over = True
+                raise item
+            if item.finish_reason == "error":
+                raise EngineError(item.error or "the reply broke")
+            if item.finish_reason is not None:
+                ended += 1
+                self._over = ended == self.params.n
+            yield item
+
+    def deliver(self, item: Event | LeanseekError) -> None:
+        """Hand over an event or the failure that ends the request; called in the request's event loop."""
+        self._arrived.put_nowait(item)
+
+    def close(self) -> None:
+        """Cancel what is left of the request; may be called again."""
+        if not self._over:
+            self._over = True
+            self._bridge.cancel(self)
 
 
 class Bridge:
@@ -152,7 +234,7 @@ class Bridge:
         self.make_room()
         with self._lock:
             _ = self.engine
-            ticket = Ticket(prompt_ids, params, scope, self.cancel, self.bill.open())
+            ticket = Ticket(self, prompt_ids, params, scope)
             self._orders.put(("add", ticket))
         return ticket
 
@@ -324,6 +406,39 @@ class Bridge:
             except RuntimeError:  # the loop is closed: nobody waits for these any more
                 for ticket, _ in mail:
                     self.cancel(ticket)
+
+
+async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield the events of several requests as they come, each with its request's place.
+
+    Raises:
+        LeanseekError: of the first request that fails.
+    """
+    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue()
+
+    async def follow(place: int, ticket: Ticket) -> None:
+        try:
+            async for event in ticket:
+                arrived.put_nowait((place, event))
+        except LeanseekError as error:
+            arrived.put_nowait((place, error))
+        arrived.put_nowait((place, None))
+
+    tasks = [asyncio.create_task(follow(place, ticket)) for place, ticket in enumerate(tickets)]
+    try:
+        left = len(tasks)
+        while left:
+            place, item = await arrived.get()
+            if isinstance(item, LeanseekError):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield place, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _deliver(mail: list[tuple[Ticket, list[Event | LeanseekError]]]) -> None:

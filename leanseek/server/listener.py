@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import signal
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import torch
 import uvicorn
 
 from leanseek.checkpoint.directory import load_model
-from leanseek.cost.energy import EnergyMeter
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, ServerError, UsageError
 from leanseek.log import say
-from leanseek.server.app import make_app
-from leanseek.server.bill import Bill
+from leanseek.server.app import Served, make_app
 from leanseek.server.bridge import Bridge, Report
 from leanseek.server.defaults import SamplingDefaults
 from leanseek.server.gate import is_loopback
-from leanseek.server.service import ALIASES, Served
-from leanseek.server.store import Store
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.units import format_bytes
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 HEADER_BYTES = 64 << 10
-MOST_REQUESTS = 1024
-MOST_DRAFTS = 8
-TRIAL_TOKENS = 32
 LONGEST_PORT = 65535
 
 
@@ -51,15 +40,9 @@ class Listener:
         host: address to listen on; one that other machines reach needs API keys.
         port: 0 takes any free one.
         api_keys: any of them opens; none: no key is needed.
-        insecure: whether others may reach it without a key.
-        most_requests: how many may be under way at once; further ones are told to come later.
-        bill: divides what the work costs; None: nothing is counted.
-        access_log: whether each request is told on standard error.
-        cors_origins: web pages of these origins may ask.
-        tls: files of a certificate and of its key; None: plain HTTP.
     Raises:
         ServerError: the port is taken, or the address is not this machine's.
-        UsageError: others could reach the server without a key, or the port or the certificate is none.
+        UsageError: others could reach the server without a key, or the port is no port.
     """
 
     def __init__(
@@ -70,35 +53,18 @@ class Listener:
         host: str = "127.0.0.1",
         port: int = 8000,
         api_keys: tuple[str, ...] = (),
-        insecure: bool = False,
-        most_requests: int = MOST_REQUESTS,
-        bill: Bill | None = None,
-        access_log: bool = False,
-        cors_origins: tuple[str, ...] = (),
-        tls: tuple[Path, Path] | None = None,
     ) -> None:
-        if not is_loopback(host) and not api_keys and not insecure:
+        if not is_loopback(host) and not api_keys:
             raise UsageError(
                 f"host = {host!r} can be reached from other machines, and no API key is set; "
-                "give --api-key-file FILE (one key a line), or keep to --host 127.0.0.1, or say --insecure"
+                "give --api-key-file FILE (one key a line), or keep to --host 127.0.0.1"
             )
-        if most_requests < 1:
-            raise UsageError(f"max_requests = {most_requests}: at least 1 is needed")
-        _check_tls(tls)
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.served = served
-        self._scheme = "http" if tls is None else "https"
-        self.bridge = Bridge(load, most_requests=most_requests, bill=bill)
+        self.bridge = Bridge(load)
         config = uvicorn.Config(
-            make_app(
-                self.bridge,
-                served,
-                api_keys,
-                cors_origins=cors_origins,
-                access_log=access_log,
-                any_host=insecure,
-            ),
+            make_app(self.bridge, served, api_keys),
             http="h11",
             ws="none",
             loop="asyncio",
@@ -107,8 +73,6 @@ class Listener:
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=HEADER_BYTES,
-            ssl_certfile=None if tls is None else tls[0],
-            ssl_keyfile=None if tls is None else tls[1],
         )
         self._server = _Server(config, self.bridge)
         self.bridge.on_failure = self.stop
@@ -119,28 +83,22 @@ class Listener:
         folder: str | Path,
         *,
         name: str | None = None,
-        aliases: tuple[str, ...] = (),
         weights: str = "fp32",
         device: str = "cpu",
         max_batch: int = 64,
-        store: Store | None = None,
-        drafts: int | None = None,
-        usd_per_hour: float | None = None,
-        **options: Any,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        api_keys: tuple[str, ...] = (),
     ) -> Listener:
         """Serve a Hugging Face model folder.
 
         Args:
             folder: with config.json, weights and tokenizer.
             name: the model's id in requests; None: the folder's name.
-            aliases: further names, besides DeepSeek's.
             weights: "fp32" or "bf16", what the weights are kept in.
             device: "cpu" or "cuda".
             max_batch: replies that are drawn at once; further ones wait.
-            store: room for the texts' latents; None: what the machine has room for.
-            drafts: tokens that the MTP layer drafts at once; None: 1 where there is such a layer.
-            usd_per_hour: what the machine costs; None: answers do not tell what they cost.
-            options: as of the class.
+            host, port, api_keys: as of the class.
         Raises:
             CheckpointError: the folder's generation_config.json is wrong. What else is wrong with the
                 folder shows when it is loaded.
@@ -150,46 +108,27 @@ class Listener:
             raise UsageError(f"weights = {weights!r}: accepted are {', '.join(DTYPES)}")
         if max_batch < 1:
             raise UsageError(f"max_batch = {max_batch}: at least 1 is needed")
-        if usd_per_hour is not None and not 0 <= usd_per_hour < 1e6:
-            raise UsageError(f"usd_per_hour = {usd_per_hour}: 0 to a million is accepted")
-        if drafts is not None and not 0 <= drafts <= MOST_DRAFTS:
-            raise UsageError(f"drafts = {drafts}: 0 to {MOST_DRAFTS} are accepted")
-        store = store or Store()
-        fingerprint = _fingerprint(folder, weights)
-        served = Served(
-            name or folder.resolve().name,
-            fingerprint,
-            SamplingDefaults.load(folder),
-            aliases=tuple(dict.fromkeys((*aliases, *ALIASES))),
-        )
+        served = Served(name or folder.resolve().name, _fingerprint(folder, weights), SamplingDefaults.load(folder))
 
         def load(report: Report) -> Engine:
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
             report(f"reading {format_bytes(size)} of weights", 0.0)
             tokenizer = Tokenizer.load(folder)
             model = load_model(folder, dtype=DTYPES[weights], device=device)
-            report("making room for texts", 0.8)
-            layers = int(model.mtp_layer is not None) if drafts is None else drafts
-            specs = model.cache_specs()[: model.config.num_hidden_layers + bool(layers)]
-            room = store.bytes_for(specs, model.config.max_position_embeddings, max_batch, device)
-            disk = store.disk(f"{fingerprint} {layers > 0}")
             report("trying a first token", 0.9)
-            # What is remembered must not come from the trial.
-            _try(Engine(model, tokenizer, max_batch=1, max_context_tokens=TRIAL_TOKENS), folder)
-            return Engine(model, tokenizer, max_batch=max_batch, cache_bytes=room, disk=disk, drafts=layers)
+            engine = Engine(model, tokenizer, max_batch=max_batch)
+            _try(engine, folder)
+            return engine
 
-        bill = Bill(_meter(device), usd_per_hour)
-        return cls(load, served, bill=bill, **options)
+        return cls(load, served, host=host, port=port, api_keys=api_keys)
 
     @property
     def url(self) -> str:
         """Where the server is, without a slash at the end."""
-        return f"{self._scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until Ctrl-C, SIGTERM or `stop`; requests under way are finished.
-
-        A second signal ends them where they are, a third one drops them.
+        """Serve until Ctrl-C (requests under way are finished; a second one drops them) or `stop`.
 
         Raises:
             LeanseekError: the model could not be loaded.
@@ -239,32 +178,14 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, bridge: Bridge) -> None:
         super().__init__(config)
-        self._bridge, self._signals = bridge, 0
+        self._bridge = bridge
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, end replies where they are at the second, drop what is left at the third."""
-        self._signals += 1
-        if sig == signal.SIGINT:
-            self._captured_signals.append(sig)  # raised again when all is done; SIGTERM is no failure
-        self.should_exit = True
+        """Drain at the first signal, drop what is left at the second."""
+        super().handle_exit(sig, frame)
         active = self._bridge.active
-        if self._signals == 1 and active:
-            say(f"stopping when {active} requests are answered; Ctrl-C again ends them where they are")
-        elif self._signals == 2:
-            self._bridge.interrupt()
-        elif self._signals > 2:
-            self.force_exit = True
-
-
-def _check_tls(tls: tuple[Path, Path] | None) -> None:
-    if tls is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"{tls[0]}, {tls[1]}: no certificate with its key ({error}); give PEM files to --tls-cert and --tls-key"
-        ) from None
+        if active and not self.force_exit:
+            say(f"stopping when {active} requests are answered; Ctrl-C again drops them")
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -288,13 +209,6 @@ def _try(engine: Engine, folder: Path) -> None:
     output = engine.generate([[engine.config.bos_token_id]], SamplingParams(max_tokens=1, temperature=0.0))[0]
     if output.error is not None:
         raise CheckpointError(f"{folder}: {output.error}")
-
-
-def _meter(device: str) -> EnergyMeter:
-    if device != "cuda" or not torch.cuda.is_available():  # what is wrong with the device, the loading says
-        return EnergyMeter()
-    uuid = torch.cuda.get_device_properties(0).uuid
-    return EnergyMeter(device, gpu_name=torch.cuda.get_device_name(), gpu_uuid=f"GPU-{uuid}")
 
 
 def _fingerprint(folder: Path, weights: str) -> str:

@@ -113,7 +113,6 @@ class Reply:
         thinking: whether the reply starts with thinking.
         call_id: a tool call's place -> its id.
         plain: whether it is text alone, no chat.
-        tools: whether there is anything to call; if not, what looks like a call is text.
     """
 
     def __init__(
@@ -124,14 +123,12 @@ class Reply:
         thinking: bool,
         call_id: Callable[[int], str] = numbered,
         plain: bool = False,
-        tools: bool = True,
     ) -> None:
         self.tokens = self.reasoning_tokens = self.cached_tokens = self.calls = 0
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None  # the stop text
         self._tokenizer, self._stop = chat.tokenizer, tuple(stop)
         self._end_think_id = chat.end_think_id
-        self._tools = tools
         thinking = thinking and chat.thinks
         self._parser: Parser = (
             PlainText(self._tokenizer) if plain else chat.stream(starts_in_thinking=thinking, call_id=call_id)
@@ -216,9 +213,6 @@ class Reply:
 
     def _add(self, delta: Delta, one: _Held | None, said: Said) -> None:
         """Note what a token said; without one, what was held back is a part of the last token."""
-        if delta.tool_calls and not self._tools:
-            text = "".join((call.name or "") + call.arguments for call in delta.tool_calls)
-            delta = Delta(delta.reasoning_content, delta.content + text)
         said.reasoning_content += delta.reasoning_content
         said.content += delta.content
         said.tool_calls += delta.tool_calls

@@ -5,8 +5,7 @@ import asyncio
 import pytest
 
 from leanseek.server import sse
-from leanseek.server.jsontext import frame
-from leanseek.server.sse import ClientGoneError, EventStream, unless_disconnected
+from leanseek.server.sse import ClientGoneError, EventStream, frame, unless_disconnected
 
 
 def test_frame():

@@ -37,6 +37,13 @@ CONTENTS = (
 FREE = ("device", "threads", "checkpoint_every", "keep_checkpoints", "validate_every")
 
 
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the stages that a recipe's run is made of: all, or those after the model folder that it starts from."""
+    if recipe.grpo.start is None:
+        return STAGES
+    return STAGES[STAGES.index("sft" if recipe.grpo.cold_start else "grpo") :]
+
+
 class Run:
     """A run folder. Make one with `Run.create` or `Run.open`.
 

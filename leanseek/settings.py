@@ -8,12 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from leanseek.errors import ConfigError, nearest
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
+Objective = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
 
 class Settings(BaseModel):
@@ -82,16 +83,73 @@ class SftSettings(TrainSettings):
 class GrpoSettings(TrainSettings):
     """Reinforcement learning with verifiable rewards."""
 
+    start: str | None = Field(None, description="model folder to start from, in place of the SFT stage's model")
+    cold_start: bool = Field(False, description="with start: fine-tune on worked solutions first, as [sft] has it")
+    objective: Objective = Field("dapo", description="what the next five follow: grpo, dr_grpo, dapo, gspo or cispo")
+    advantages: Literal["normalised", "centred"] | None = Field(
+        None, description="whether they are divided by their group's spread; None: the objective's way"
+    )
+    ratio: Literal["token", "reply", "weight"] | None = Field(
+        None, description="clipped by token, by reply (GSPO), or as a fixed weight (CISPO); None: the objective's way"
+    )
+    average: Literal["tokens", "replies", "constant"] | None = Field(
+        None, description="mean over all tokens, over replies' means, or by max_new_tokens; None: the objective's way"
+    )
+    clip_low: float | None = Field(
+        None, gt=0, description="how far below 1 the probability ratio counts; None: the objective's way (dapo 0.2)"
+    )
+    clip_high: float | None = Field(
+        None, gt=0, description="how far above 1 it counts: clip-higher; None: the objective's way (dapo 0.28)"
+    )
     prompts_per_step: int = Field(64, ge=1, description="problems of a step")
     samples_per_prompt: int = Field(8, ge=2, description="replies per problem, the group that is compared")
     max_new_tokens: int = Field(64, ge=1, description="longest reply, in tokens")
     temperature: float = Field(1.0, gt=0, description="of the samples")
-    clip_low: float = Field(0.2, gt=0, description="how far below 1 the probability ratio counts")
-    clip_high: float = Field(0.28, gt=0, description="DAPO's clip-higher")
+    refill: int = Field(0, ge=0, le=64, description="further draws of problems for those that taught nothing; 0: none")
+    epochs: int = Field(1, ge=1, description="times that a step's samples are learnt from")
+    minibatches: int = Field(1, ge=1, description="optimiser steps that a pass over a step's samples is parted into")
+    off_policy: float | None = Field(
+        None, gt=0, description="V3.2's delta: bad replies that far from the sampling policy are masked; None: none"
+    )
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL to the SFT model; 0: none")
     format_reward: float = Field(0.0, ge=0, description="bonus for a well-formed reply")
+    overlong_tokens: int = Field(
+        0, ge=0, description="last tokens of max_new_tokens over which DAPO's penalty grows to 1; 0: no penalty"
+    )
     replay_routing: bool = Field(True, description="train on the experts that sampling chose")
+    sort_by_length: bool = Field(False, description="share a step among workers longest groups first, evenly")
+    most_logits: int | None = Field(
+        None, ge=1, description="logits (tokens x vocabulary) in memory at once; None: all of a forward pass"
+    )
+    lora_rank: int = Field(0, ge=0, description="rank of low-rank updates; 0: all weights are trained in full")
+    lora_alpha: float = Field(32.0, gt=0, description="low-rank updates are multiplied by this over their rank")
+    lora_targets: tuple[str, ...] = Field((), description="layers that get them, as q_proj; empty: every Linear")
     development_problems: int = Field(96, ge=1, description="problems per task of the accuracy shown on the way")
+
+    @field_validator("overlong_tokens")
+    @classmethod
+    def _within_the_reply(cls, tokens: int, info: ValidationInfo) -> int:
+        longest = info.data.get("max_new_tokens", tokens)
+        if tokens > longest:
+            raise ValueError(f"at most max_new_tokens = {longest} is accepted")
+        return tokens
+
+    @field_validator("minibatches")
+    @classmethod
+    def _a_group_each(cls, parts: int, info: ValidationInfo) -> int:
+        groups = info.data.get("prompts_per_step", parts)
+        if parts > groups:
+            raise ValueError(f"at most prompts_per_step = {groups} is accepted, for groups stay whole")
+        return parts
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_run(cls, values: Any) -> Any:
+        """Read the clips that runs had spelt out before objectives had names as what they are now: dapo's own."""
+        clips = {"clip_low": 0.2, "clip_high": 0.28}
+        if isinstance(values, dict) and "objective" not in values and clips.items() <= values.items():
+            return {key: value for key, value in values.items() if key not in clips}
+        return values
 
 
 class EvalSettings(Settings):

@@ -30,7 +30,7 @@ from leanseek.model.config import load_preset
 from leanseek.model.count import parameters, training_flops_per_token
 from leanseek.model.transformer import Transformer
 from leanseek.rl.grpo import grpo
-from leanseek.run import STAGES, Run
+from leanseek.run import STAGES, Run, stages_of
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.pretrain import pretrain
@@ -55,9 +55,15 @@ def make(run: Run, until: str = "eval") -> None:
     """
     if until not in STAGES:
         raise RunError(f"stage {until!r} is not known{nearest(until, STAGES)}; have {', '.join(STAGES)}")
+    planned = stages_of(run.recipe)
+    if until not in planned:
+        raise RunError(
+            f"{run.folder} starts from the model {run.recipe.grpo.start}: it has no stage {until!r}, only "
+            f"{', '.join(planned)}"
+        )
     with run.lock():
         line = _Line(run)
-        for name in STAGES[: STAGES.index(until) + 1]:
+        for name in planned[: planned.index(until) + 1]:
             if run.stage_done(name):
                 say(f"{name}: done already")
             else:
@@ -83,7 +89,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     per_token = training_flops_per_token(config, length, mtp=recipe.pretrain.mtp_weight > 0)
     steps = recipe.pretrain.steps
     grpo_samples = recipe.grpo.prompts_per_step * recipe.grpo.samples_per_prompt
-    return {
+    plan = {
         "recipe": recipe.name,
         "model": recipe.model,
         "device": recipe.device,
@@ -106,6 +112,9 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "grpo_samples_per_step": grpo_samples,
         "environments": list(recipe.environments),
     }
+    skipped = tuple(f"{name}_" for name in STAGES if name not in stages_of(recipe))
+    plan = {key: value for key, value in plan.items() if not key.startswith(skipped)}
+    return plan if recipe.grpo.start is None else plan | {"start": recipe.grpo.start}
 
 
 class _Line:
@@ -180,7 +189,7 @@ class _Line:
         return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers)
 
     def _load_tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.run.tokenizer_folder)
+        return Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)
 
     def _watch(self, problems: int) -> Callable[[Transformer], dict[str, float]]:
         recipe, tokenizer = self.recipe, self._load_tokenizer()

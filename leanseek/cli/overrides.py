@@ -10,10 +10,10 @@ from leanseek.errors import UsageError, nearest
 from leanseek.settings import Recipe, dotted_keys
 
 # What the commands that take settings have of their own. The first ones take a value.
-VALUED = ("--run",)
+VALUED = ("--run", "--env")
 FLAGS = ("--fresh", "--resume", "--dry-run", "--json", "--help", "-h", "--version")
 # Settings that are lists: given as a,b or several times.
-LISTS = ("environments", "data.sources")
+LISTS = ("environments", "data.sources", "grpo.lora_targets")
 
 
 def split_settings(tokens: Sequence[str], section: str | None) -> tuple[list[str], dict[str, Any]]:

@@ -17,7 +17,7 @@ from leanseek.engine.disk import Disk
 from leanseek.engine.grammar import GrammarCompiler
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
-from leanseek.engine.request import Event, Output, Request, SamplingParams
+from leanseek.engine.request import Event, Grammar, Output, Request, SamplingParams
 from leanseek.engine.rows import Rows
 from leanseek.engine.rules import Rule, in_thinking, rule_of
 from leanseek.engine.runner import Runner
@@ -163,6 +163,21 @@ class Engine:
     def speculation(self) -> Speculation | None:
         """The MTP layer's drafting, if it is to draft."""
         return self.runner.speculation
+
+    @property
+    def running(self) -> int:
+        """Replies that are being drawn."""
+        return len(self._rows)
+
+    def compile(self, grammar: Grammar) -> None:
+        """Compile a grammar ahead of its request, which then finds it ready; from any thread.
+
+        Raises:
+            EngineError: the grammar cannot be used, or the engine has no tokenizer.
+        """
+        if self._compiler is None or self.chat is None:
+            raise EngineError("this engine has no tokenizer, which a grammar needs")
+        self._compiler.compile(grammar, grammar.after_thinking, self.chat.end_think_id, self.chat.think_id)
 
     @property
     def has_work(self) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import Environment
+from leanseek.log import say
 from leanseek.model.transformer import Transformer
+from leanseek.rl.lora import Lora
 from leanseek.rl.rollouts import Rollouts
+from leanseek.settings import GrpoSettings, OptimiserSettings
+from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import Grpo
+from leanseek.train.optimisers import Optimiser
 from leanseek.train.stage import Stage
 
 
@@ -37,17 +42,75 @@ def grpo(
     )
     reference = None
     if settings.kl_weight > 0:
-        start = stage.run.latest("sft")
+        start = stage.before()
         assert start is not None, "the stage's model came from it"
         reference = load_model(start, dtype=recipe.dtype, device=recipe.device)
     rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter)
-    objective = Grpo(settings.clip_low, settings.clip_high, settings.temperature, settings.kl_weight, reference)
+    optimiser = Optimiser if not settings.lora_rank else _lora(settings, recipe.seed)
+    before = _before(stage, model, evaluate) if settings.start is not None else {}
+    latest: dict[str, float] = {}
+
+    def validate() -> dict[str, float]:
+        latest.clear()
+        latest.update(evaluate(model))
+        return latest
+
+    objective = objective_of(settings, reference)
+    trainer = stage.fit(model, objective, rollouts.batch, {"validate": validate}, optimiser)
     worst: dict[str, float] = {}
-    trainer = stage.fit(model, objective, rollouts.batch, {"validate": lambda: evaluate(model)})
     rows = stage.log.read("grpo")
     if gaps := [row["logprob_gap"] for row in rows if row.get("logprob_gap") is not None]:
         worst["logprob_gap"] = max(gaps)
     if agreed := [row["routing_agreement"] for row in rows if row.get("routing_agreement") is not None]:
         worst["routing_agreement"] = min(agreed)
     samples = trainer.done * settings.prompts_per_step * settings.samples_per_prompt
-    return {"steps": trainer.done, "samples": samples, **worst}
+    figures: dict[str, Any] = {"steps": trainer.done, "samples": samples, **worst}
+    if settings.refill:
+        del figures["samples"]  # how many were drawn differs from step to step
+    if settings.start is not None:
+        after = latest or validate()  # nothing is left to do where the last step was saved, but not recorded
+        _tell(before, after, settings.development_problems)
+        figures |= after
+    return figures
+
+
+def objective_of(settings: GrpoSettings, reference: Transformer | None = None) -> Grpo:
+    """Return the objective that settings ask for.
+
+    Args:
+        settings: of the stage.
+        reference: the model that KL is measured to; None: none.
+    """
+    form = form_of(settings)
+    return Grpo(
+        form.clip_low,
+        form.clip_high,
+        settings.temperature,
+        settings.kl_weight,
+        reference,
+        ratio=form.ratio,
+        average=form.average,
+        longest=settings.max_new_tokens,
+        off_policy=settings.off_policy,
+        most_logits=settings.most_logits,
+    )
+
+
+def _lora(settings: GrpoSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:
+    rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+    return lambda model, own: Lora(model, own, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+
+def _before(stage: Stage, model: Transformer, evaluate: Callable[[Transformer], dict[str, float]]) -> dict[str, float]:
+    """Return what the model could do before the first step, measured once and written down at once."""
+    known = stage.run.summary.get("grpo", {}).get("before")
+    if known is None:
+        known = evaluate(model)
+        stage.run.update("grpo", {"before": known})
+    return dict(known)
+
+
+def _tell(before: Mapping[str, float], after: Mapping[str, float], problems: int) -> None:
+    for name, share in after.items():
+        task = name.removeprefix("heldout_")
+        say(f"  {task}: {before[name]:.1%} before, {share:.1%} after, of {problems} problems that no step has seen")

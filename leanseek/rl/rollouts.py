@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from leanseek.engine.pool import EnginePool
@@ -13,12 +13,17 @@ from leanseek.envs.environment import Environment, Problem
 from leanseek.evals.attempts import Attempt, attempt
 from leanseek.model.count import sampling_flops
 from leanseek.rl.advantages import group_advantages
+from leanseek.rl.rewards import reward
 from leanseek.settings import GrpoSettings
+from leanseek.train.objectives.cut import Cut
+from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import Group, GroupBatch
 from leanseek.train.trainer import Meter
 
 # Problems of RL are drawn with seeds from here on, all from the training split.
 ROLLOUT_SEED = 1_000_000
+# Later draws of a step sample with seeds so far apart that no two samples of a run share one.
+REFILL_SEED = 1 << 55
 
 
 @dataclass(frozen=True)
@@ -42,52 +47,74 @@ class Rollouts:
     meter: Meter
 
     def batch(self, step: int) -> GroupBatch:
-        """Sample a step's groups; those whose replies differ in reward are what there is to learn from."""
+        """Sample a step's groups; those whose replies differ in reward are what there is to learn from.
+
+        Places of groups that taught nothing are filled with other problems, as often as the settings say.
+        """
         start_s = time.monotonic()
-        attempts = self._attempts(step)
+        stream = self._stream(step)
+        attempts: list[Attempt] = []
+        groups: list[Group] = []
         each = self.settings.samples_per_prompt
-        found = [self._group(attempts[at : at + each]) for at in range(0, len(attempts), each)]
-        groups = [group for group in found if group is not None]
-        self._charge(attempts)
+        for draw in range(1 + self.settings.refill):
+            missing = self.settings.prompts_per_step - len(groups)
+            if not missing:
+                break
+            drawn = self._attempts(step, draw, list(itertools.islice(stream, missing)))
+            found = [self._group(drawn[at : at + each]) for at in range(0, len(drawn), each)]
+            groups += [group for group in found if group is not None]
+            self._charge(drawn)
+            attempts += drawn
         sample_s = time.monotonic() - start_s
-        metrics = _metrics(attempts, [self._reward(a) for a in attempts]) | {
-            "informative_groups": len(groups) / self.settings.prompts_per_step,
+        metrics = _metrics(attempts, [reward(a, self.settings) for a in attempts]) | {
+            "informative_groups": len(groups) / (len(attempts) // each),
             "sample_s": sample_s,
             "samples_per_s": len(attempts) / sample_s,
         }
-        return GroupBatch(groups, metrics)
+        if self.settings.refill:
+            metrics["groups"] = float(len(groups))
+        return GroupBatch(groups, metrics, cut=self.cut)
+
+    @property
+    def cut(self) -> Cut:
+        """Into which optimiser steps and parts a step's batch goes."""
+        settings = self.settings
+        by_reply = form_of(settings).average != "tokens"
+        return Cut(settings.epochs, settings.minibatches, settings.sort_by_length, by_reply)
 
     def problems(self, step: int) -> list[Problem]:
-        """Return the problems of a step, environments in turn."""
+        """Return the problems of a step's first draw, environments in turn."""
+        return list(itertools.islice(self._stream(step), self.settings.prompts_per_step))
+
+    def _stream(self, step: int) -> Iterator[Problem]:
         seed = ROLLOUT_SEED + self.seed * 1_000_003 + step
         sources = [e.problems("train", seed, self.levels.get(e.name)) for e in self.environments]
         # Levels come in turn inside an environment: start each step at another one.
         for source in sources:
             for _ in range(step % 7):
                 next(source)
-        return [next(source) for source in itertools.islice(itertools.cycle(sources), self.settings.prompts_per_step)]
+        return (next(source) for source in itertools.cycle(sources))
 
-    def _attempts(self, step: int) -> list[Attempt]:
+    def _attempts(self, step: int, draw: int = 0, problems: Sequence[Problem] | None = None) -> list[Attempt]:
         settings = self.settings
         samples = settings.prompts_per_step * settings.samples_per_prompt
         params = SamplingParams(
             max_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             n=settings.samples_per_prompt,
-            seed=(self.seed * 1_000_003 + step) * samples,
+            seed=(self.seed * 1_000_003 + step) * samples + draw * REFILL_SEED,
             logprobs=0,
         )
         named = {e.name: e for e in self.environments}
-        return attempt(self.engine, self.problems(step), params, environments=named)
-
-    def _reward(self, attempt: Attempt) -> float:
-        return float(attempt.correct) + self.settings.format_reward * float(attempt.formed)
+        chosen = self.problems(step) if problems is None else problems
+        return attempt(self.engine, chosen, params, environments=named)
 
     def _group(self, attempts: Sequence[Attempt]) -> Group | None:
         # A reply that broke off at a number that is not finite has no log-probability to learn from.
         if any(a.output.error is not None for a in attempts):
             return None
-        advantages = group_advantages([self._reward(a) for a in attempts])
+        normalise = form_of(self.settings).advantages == "normalised"
+        advantages = group_advantages([reward(a, self.settings) for a in attempts], normalise=normalise)
         if advantages is None:
             return None
         outputs = [a.output for a in attempts]

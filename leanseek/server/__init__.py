@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's and DeepSeek's chat protocol over one engine, and a plain chat page."""
+"""The HTTP server: OpenAI's, DeepSeek's and Anthropic's protocols over one engine, and a chat page."""

@@ -1,81 +1,101 @@
-"""The web application: which path does what, and how a request becomes an answer."""
+"""The web application: which path does what."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-import time
-from base64 import b64encode
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from importlib import resources
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from leanseek.engine.request import SamplingParams
+from leanseek import __version__
 from leanseek.errors import LeanseekError
-from leanseek.messages import Message
-from leanseek.server.bridge import Bridge, NotReadyError, OverloadedError, Ticket
-from leanseek.server.completion import Completion, count_usage, model_object, to_json
-from leanseek.server.defaults import SamplingDefaults
-from leanseek.server.gate import Gate, error_response
-from leanseek.server.openai import ApiError, ChatRequest, parse_chat_request
-from leanseek.server.reply import Reply, Said
-from leanseek.server.sse import DONE, ClientGoneError, EventStream, frame, unless_disconnected
+from leanseek.log import say
+from leanseek.server.anthropic import CountRequest, MessagesRequest
+from leanseek.server.blocks import Blocks, model_list
+from leanseek.server.body import read
+from leanseek.server.bridge import Bridge
+from leanseek.server.completion import Completion, model_object
+from leanseek.server.completions import CompletionRequest, TextCompletion
+from leanseek.server.gate import OPEN_PATHS, Gate
+from leanseek.server.gauges import gauges
+from leanseek.server.items import Items
+from leanseek.server.job import Job
+from leanseek.server.journal import NOTED, Journal
+from leanseek.server.jsontext import to_json
+from leanseek.server.metrics import CONTENT_TYPE
+from leanseek.server.openai import ChatRequest
+from leanseek.server.openapi import describe
+from leanseek.server.page import Page
+from leanseek.server.refusal import ApiError, as_api_error, error_response
+from leanseek.server.responses import ResponsesRequest
+from leanseek.server.service import ALIASES, Served, Service
+from leanseek.server.sse import EventStream, PatientAnswer
+from leanseek.server.tokenize import DetokenizeRequest, TokenizeRequest
+from leanseek.server.wire import Drawing
 
-MOST_BODY_BYTES = 4 << 20
-BODY_TIMEOUT_S = 30.0
-# What servers log for a client that went away; nobody reads it.
-CLIENT_CLOSED_REQUEST = 499
+__all__ = ["ALIASES", "Endpoints", "Served", "make_app"]
+
+# DeepSeek's base URL has no /v1, OpenAI's has; some of DeepSeek's features stand under /beta alone, here everywhere.
+BASES = ("/v1", "", "/beta", "/beta/v1")
+CLAUDE = "claude"
+
+# Method of `Endpoints` -> what its body must be.
+BODIES: dict[str, type[BaseModel]] = {
+    "chat": ChatRequest,
+    "complete": CompletionRequest,
+    "respond": ResponsesRequest,
+    "messages": MessagesRequest,
+    "count_tokens": CountRequest,
+    "tokenize": TokenizeRequest,
+    "detokenize": DetokenizeRequest,
+}
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
-class Served:
-    """What is served.
-
-    Args:
-        name: the model's id in requests and answers.
-        fingerprint: changes with the weights and the program (OpenAI's system_fingerprint).
-        defaults: how the model wants to be sampled.
-        created: seconds since 1970.
-    """
-
-    name: str
-    fingerprint: str = "fp_unknown"
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-
-def make_app(bridge: Bridge, served: Served, api_keys: tuple[str, ...] = ()) -> ASGIApp:
+def make_app(
+    bridge: Bridge,
+    served: Served,
+    api_keys: Sequence[str] = (),
+    *,
+    cors_origins: Sequence[str] = (),
+    access_log: bool = False,
+    any_host: bool = False,
+) -> ASGIApp:
     """Build the application.
 
     Args:
         bridge: to the engine; started by the caller.
         served: what is served.
         api_keys: any of them opens; none: no key is needed.
+        cors_origins: web pages of these origins may ask.
+        access_log: whether each request is told on standard error.
+        any_host: whether it answers under any host name, although no key is needed.
     """
     endpoints = Endpoints(bridge, served)
-    routes = [
-        Route("/", endpoints.page, methods=["GET"]),
-        Route("/health", endpoints.health, methods=["GET"]),
-        Route("/ready", endpoints.ready, methods=["GET"]),
-    ]
-    # DeepSeek's base URL has no /v1, OpenAI's has.
-    for base in ("/v1", ""):
-        routes += [
-            Route(f"{base}/chat/completions", endpoints.chat, methods=["POST"]),
-            Route(f"{base}/models", endpoints.models, methods=["GET"]),
-            Route(f"{base}/models/{{name:path}}", endpoints.model, methods=["GET"]),
-        ]
+    paths = endpoints.paths()
+    routes = [Route(path, endpoint, methods=[method]) for (method, path), endpoint in paths.items()]
     handlers: dict[Any, Any] = {LeanseekError: _tell, HTTPException: _tell_http, Exception: _tell_unexpected}
-    return Gate(Starlette(routes=routes, exception_handlers=handlers), api_keys)
+    open_paths = (*OPEN_PATHS, *endpoints.page_files.paths)
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app = Gate(app, api_keys, open_paths=open_paths, any_host=any_host)
+    if cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    known = {path for _, path in paths if "{" not in path}
+    return Journal(app, bridge.metrics, known, say if access_log else None)
 
 
 class Endpoints:
@@ -83,12 +103,42 @@ class Endpoints:
 
     def __init__(self, bridge: Bridge, served: Served) -> None:
         self.bridge, self.served = bridge, served
-        self._page = (resources.files("leanseek.server") / "web" / "index.html").read_text(encoding="utf-8")
-        self._page_headers = {"content-security-policy": _policy(self._page), "referrer-policy": "no-referrer"}
+        self.service = Service(bridge, served)
+        self.page_files = Page()
+
+    def paths(self) -> dict[tuple[str, str], Endpoint]:
+        """Return every method and path that is served, and by what."""
+        found: dict[tuple[str, str], Endpoint] = {("GET", path): self.page for path in self.page_files.paths}
+        found |= {("GET", "/health"): self.health, ("GET", "/ready"): self.ready, ("GET", "/metrics"): self.metrics}
+        found[("GET", "/openapi.json")] = self.openapi
+        for base in BASES:
+            found |= {
+                ("POST", f"{base}/chat/completions"): self.chat,
+                ("POST", f"{base}/completions"): self.complete,
+                ("GET", f"{base}/models"): self.models,
+                ("GET", f"{base}/models/{{name:path}}"): self.model,
+            }
+        for base in ("/v1", ""):
+            found |= {
+                ("POST", f"{base}/responses"): self.respond,
+                ("POST", f"{base}/tokenize"): self.tokenize,
+                ("POST", f"{base}/detokenize"): self.detokenize,
+                ("GET", f"{base}/user/balance"): self.balance,
+            }
+        for base in ("/v1", "/anthropic/v1"):
+            found |= {
+                ("GET", f"{base}/models"): self.models,
+                ("POST", f"{base}/messages"): self.messages,
+                ("POST", f"{base}/messages/count_tokens"): self.count_tokens,
+            }
+        return found
 
     async def page(self, request: Request) -> Response:
-        """GET /: the chat page."""
-        return HTMLResponse(self._page, headers=self._page_headers)
+        """GET / and what belongs to it: the chat page."""
+        answer = self.page_files.respond(request)
+        if answer is None:
+            raise HTTPException(404)
+        return answer
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while the server lives and its engine has not failed."""
@@ -105,162 +155,133 @@ class Endpoints:
             state |= {"phase": bridge.phase, "progress": bridge.progress, "elapsed_s": round(bridge.elapsed_s, 1)}
         return _json(state, 503)
 
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: for Prometheus."""
+        return Response(self.bridge.metrics.text(gauges(self.bridge)), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json: what this server takes."""
+        bodies = {path: BODIES[one.__name__] for (_, path), one in self.paths().items() if one.__name__ in BODIES}
+        paths = [
+            (method, path, (one.__doc__ or "").partition(": ")[2] or path)
+            for (method, path), one in self.paths().items()
+            if one != self.page
+        ]
+        return _json(describe(paths, bodies, __version__))
+
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return _json({"object": "list", "data": [self._model()]})
+        if "anthropic-version" in request.headers:
+            return _json(model_list(self.served.names, self.served.created))
+        return _json({"object": "list", "data": [self._model(name) for name in self.served.names]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
-        self._check_model(request.path_params["name"])
-        return _json(self._model())
+        return _json(self._model(self.served.check(request.path_params["name"])))
+
+    async def balance(self, request: Request) -> Response:
+        """GET /user/balance: DeepSeek's; there is nothing to pay here."""
+        zero = dict.fromkeys(("total_balance", "granted_balance", "topped_up_balance"), "0.00")
+        return _json({"is_available": True, "balance_infos": [{"currency": "USD", **zero}]})
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = parse_chat_request(await _read_body(request))
-        self._check_model(asked.model)
-        prompt_ids = await self._prompt(asked)
-        params = asked.sampling(self.served.defaults, self.bridge.engine.max_context_tokens - len(prompt_ids))
-        answer = Completion.begin(asked, self.served.name, self.served.fingerprint)
-        ticket = self.bridge.submit(prompt_ids, params)
-        replies = self._replies(asked, params)
-        if asked.stream:
-            return EventStream(_stream(ticket, answer, replies), ticket.close)
-        try:
-            return _json(await unless_disconnected(request.receive, _gather(ticket, answer, replies)))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        finally:
-            ticket.close()
+        asked = await read(request, ChatRequest, "messages")
+        name = self.served.check(asked.model)
+        wanted, chat = asked.asked(), self.service.chat
+        answer = Completion.begin(
+            name,
+            self.served.fingerprint,
+            thinks=asked.thinks and chat.thinks,
+            with_logprobs=bool(asked.logprobs),
+            with_usage=asked.includes_usage,
+            choices=asked.n or 1,
+            bytes_of=chat.tokenizer.bytes_of,
+        )
+        return self._respond(request, await self.service.converse(wanted, answer, request.scope[NOTED]), asked.stream)
 
-    def _model(self) -> dict[str, Any]:
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        asked = await read(request, CompletionRequest, "a prompt")
+        name = self.served.check(asked.model)
+
+        def make(prompts: Sequence[Sequence[int]]) -> TextCompletion:
+            tokenizer = self.service.chat.tokenizer
+            return TextCompletion(asked, prompts, tokenizer, model=name, fingerprint=self.served.fingerprint)
+
+        return self._respond(request, await self.service.complete(asked, make, request.scope[NOTED]), asked.stream)
+
+    async def respond(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        asked = await read(request, ResponsesRequest, "input")
+        answer = Items(asked, self.served.check(asked.model))
+        return self._respond(
+            request, await self.service.converse(asked.asked(), answer, request.scope[NOTED]), asked.stream
+        )
+
+    async def messages(self, request: Request) -> Response:
+        """POST /v1/messages: Anthropic's."""
+        asked = await read(request, MessagesRequest, "messages")
+        answer = Blocks(self.served.check(asked.model, also=CLAUDE))
+        job = await self.service.converse(asked.asked(), answer, request.scope[NOTED], "toolu_")
+        return self._respond(request, job, asked.stream)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """POST /v1/messages/count_tokens."""
+        asked = await read(request, CountRequest, "messages")
+        self.served.check(asked.model, also=CLAUDE)
+        ids = await self.service.prompt_ids(asked.drawn(Drawing(), None))
+        return _json({"input_tokens": len(ids)})
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize."""
+        asked = await read(request, TokenizeRequest, "a prompt or messages")
+        self.served.check(asked.model)
+        chat, wanted = self.service.chat, asked.asked()
+        ids = (
+            await asyncio.to_thread(asked.text_ids, chat.tokenizer)
+            if wanted is None
+            else await self.service.prompt_ids(wanted)
+        )
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.service.engine.max_context_tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize."""
+        asked = await read(request, DetokenizeRequest, "tokens")
+        self.served.check(asked.model)
+        tokenizer = self.service.chat.tokenizer
+        return _json({"prompt": await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special=False)})
+
+    def _respond(self, request: Request, job: Job, stream: bool | None) -> Response:
+        if stream:
+            return EventStream(job.stream(), job.close)
+        path = request.url.path
+        return PatientAnswer(job.whole(), job.close, lambda error: error_response(as_api_error(error), path))
+
+    def _model(self, name: str) -> dict[str, Any]:
         loaded = self.bridge.state == "ready"
         context_tokens = self.bridge.engine.max_context_tokens if loaded else None
-        return model_object(self.served.name, self.served.created, context_tokens)
-
-    def _check_model(self, name: str | None) -> None:
-        if name not in (None, self.served.name):
-            message = f"model {name!r} is not served here; have {self.served.name!r}"
-            raise ApiError(404, message, code="model_not_found", param="model")
-
-    async def _prompt(self, asked: ChatRequest) -> list[int]:
-        engine = self.bridge.engine
-        if engine.chat is None:
-            raise ApiError(500, "the model has no tokenizer")
-        messages: list[Message] = asked.conversation()
-        # In a thread: the text may be megabytes, and other requests' tokens must not wait for it.
-        prompt_ids = await asyncio.to_thread(engine.chat.prompt, messages, thinking=asked.thinks)
-        if len(prompt_ids) >= engine.max_context_tokens:
-            raise ApiError(
-                400,
-                f"the conversation has {len(prompt_ids)} tokens; the model's context of "
-                f"{engine.max_context_tokens} leaves no room for a reply",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return prompt_ids
-
-    def _replies(self, asked: ChatRequest, params: SamplingParams) -> list[Reply]:
-        chat = self.bridge.engine.chat
-        assert chat is not None
-        return [Reply(chat, params.stop, thinking=asked.thinks) for _ in range(params.n)]
-
-
-async def _gather(ticket: Ticket, answer: Completion, replies: list[Reply]) -> dict[str, Any]:
-    """Wait for all replies and return them as one object."""
-    parts: list[list[Said]] = [[] for _ in replies]
-    async for event in ticket:
-        parts[event.index].append(replies[event.index].push(event))
-    reasons = [reply.finish_reason for reply in replies]
-    return answer.whole([Said.joined(part) for part in parts], reasons, _usage(ticket, replies))
-
-
-async def _stream(ticket: Ticket, answer: Completion, replies: list[Reply]) -> AsyncIterator[bytes]:
-    """Yield the events of a stream."""
-    for index in range(len(replies)):
-        yield frame(answer.opening(index))
-    try:
-        async for event in ticket:
-            reply = replies[event.index]
-            ended = reply.finish_reason is not None
-            piece = answer.piece(event.index, reply.push(event))
-            if piece is not None:
-                yield frame(piece)
-            if reply.finish_reason is not None and not ended:
-                yield frame(answer.closing(event.index, reply.finish_reason))
-    except LeanseekError as error:
-        # The status line is gone already: clients take an event with `error` for a failure.
-        yield frame(_api_error(error).envelope())
-        return
-    if answer.with_usage:
-        yield frame(answer.usage(_usage(ticket, replies)))
-    yield DONE
-
-
-def _usage(ticket: Ticket, replies: list[Reply]) -> dict[str, Any]:
-    tokens = sum(reply.tokens for reply in replies)
-    return count_usage(len(ticket.prompt_ids), tokens, sum(reply.reasoning_tokens for reply in replies))
-
-
-async def _read_body(request: Request) -> bytes:
-    """Read a body of bounded size in bounded time."""
-    too_large = ApiError(413, f"the body is larger than {MOST_BODY_BYTES} bytes", code="request_too_large")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > MOST_BODY_BYTES:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BODY_BYTES:
-                    raise too_large
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", code="timeout") from None
-    except ClientDisconnect:
-        raise ApiError(400, "the body was cut off", code="incomplete_body") from None
-    return bytes(body)
-
-
-def _api_error(error: LeanseekError) -> ApiError:
-    """Return a failure as a client is told of it."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, OverloadedError):
-        return ApiError(429, str(error), code="overloaded", headers={"retry-after": "1"})
-    if isinstance(error, NotReadyError):
-        return ApiError(503, str(error), code="not_ready", headers={"retry-after": "1"})
-    return ApiError(500, str(error), code="engine_failed")
+        return model_object(name, self.served.created, context_tokens)
 
 
 async def _tell(request: Request, error: Exception) -> Response:
     assert isinstance(error, LeanseekError)
-    return error_response(_api_error(error))
+    return error_response(as_api_error(error), request.url.path)
 
 
 async def _tell_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.url.path
     if error.status_code == 404:
-        message = f"there is no {request.url.path}; see /v1/chat/completions and /v1/models"
-        return error_response(ApiError(404, message, code="unknown_url"))
-    return error_response(ApiError(error.status_code, error.detail, headers=dict(error.headers or {})))
+        message = f"there is no {path:.200}; see /v1/chat/completions and /v1/models"
+        return error_response(ApiError(404, message, code="unknown_url"), path)
+    return error_response(ApiError(error.status_code, error.detail, headers=dict(error.headers or {})), path)
 
 
 async def _tell_unexpected(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, f"the server failed ({type(error).__name__})", code="internal_error"))
+    message = f"the server failed ({type(error).__name__})"
+    return error_response(ApiError(500, message, code="internal_error"), request.url.path)
 
 
 def _json(value: Any, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
-
-
-def _policy(page: str) -> str:
-    """Return a content security policy under which only the page's own script and style run."""
-
-    def hashes(tag: str) -> str:
-        texts = re.findall(f"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
-        return " ".join(f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -5,113 +5,30 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
-import secrets
 import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Event, SamplingParams
-from leanseek.errors import EngineError, LeanseekError, ServerError
+from leanseek.errors import EngineError, LeanseekError
 from leanseek.log import say
 from leanseek.server.bill import Bill
 from leanseek.server.metrics import Metrics
+from leanseek.server.tally import Tally
+from leanseek.server.ticket import NotReadyError, OverloadedError, RefusedError, StoppingError, Ticket
 
 # How long `close` waits for the thread: a step ends soon, the reading of weights may not.
 STEP_PATIENCE_S = 10.0
 LOADING_PATIENCE_S = 1.0
-# How much the newest interval between two finished requests counts, and the longest wait that a client is told of.
-NEWEST_SHARE = 0.1
 LONGEST_RETRY_S = 120
 
 State = Literal["loading", "ready", "failed", "closed"]
 # Told what is being done and which share of the loading is over.
 Report = Callable[[str, float], None]
-
-
-class NotReadyError(ServerError):
-    """The engine is still loading, could not be loaded, or was closed."""
-
-
-class StoppingError(NotReadyError):
-    """The server stops before the request is answered."""
-
-
-class RefusedError(EngineError):
-    """The engine did not take a request: something is wrong with it."""
-
-
-class OverloadedError(ServerError):
-    """More requests are under way than are allowed at once.
-
-    Args:
-        message: says so.
-        retry_s: after how many seconds there should be room.
-    """
-
-    def __init__(self, message: str, retry_s: int) -> None:
-        super().__init__(message)
-        self.retry_s = retry_s
-
-
-class Ticket:
-    """One request on its way through the engine, as its coroutine sees it.
-
-    Use it as a context manager: leaving it, for whatever reason, frees what the request holds.
-    """
-
-    def __init__(self, bridge: Bridge, prompt_ids: Sequence[int], params: SamplingParams, scope: str = "") -> None:
-        self.request_id = f"http-{secrets.token_hex(8)}"
-        self.prompt_ids, self.params, self.scope = prompt_ids, params, scope
-        self.share = bridge.bill.open()
-        self.began_s = time.monotonic()
-        self.last_s: dict[int, float] = {}  # reply -> when it last got tokens; the engine's thread counts
-        self.loop = asyncio.get_running_loop()
-        self.running = params.n  # replies that have not ended; the engine's thread counts
-        self._bridge = bridge
-        self._arrived: asyncio.Queue[Event | LeanseekError] = asyncio.Queue()
-        self._over = False
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the request's events until its last reply has ended.
-
-        Raises:
-            EngineError: the engine failed, or the model's output broke.
-        """
-        return self._events()
-
-    async def _events(self) -> AsyncIterator[Event]:
-        ended = 0
-        while ended < self.params.n:
-            item = await self._arrived.get()
-            if isinstance(item, LeanseekError):
-                self._over = True
-                raise item
-            if item.finish_reason == "error":
-                raise EngineError(item.error or "the reply broke")
-            if item.finish_reason is not None:
-                ended += 1
-                self._over = ended == self.params.n
-            yield item
-
-    def deliver(self, item: Event | LeanseekError) -> None:
-        """Hand over an event or the failure that ends the request; called in the request's event loop."""
-        self._arrived.put_nowait(item)
-
-    def close(self) -> None:
-        """Cancel what is left of the request; may be called again."""
-        if not self._over:
-            self._over = True
-            self._bridge.cancel(self)
 
 
 class Bridge:
@@ -136,6 +53,7 @@ class Bridge:
         metrics: Metrics | None = None,
     ) -> None:
         self.bill, self.metrics = bill or Bill(), metrics or Metrics()
+        self.tally = Tally(self.bill, self.metrics)
         self.state: State = "loading"
         self.failure: Exception | None = None
         self.phase, self.progress = "starting", 0.0
@@ -147,7 +65,6 @@ class Bridge:
         self._engine: Engine | None = None
         self._lock = threading.Lock()  # no order may slip in behind the end
         self._settled = threading.Event()
-        self._interval_s = self._finished_s = 0.0  # between two finished requests; when the last one was
         self._began_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="leanseek-engine", daemon=True)
 
@@ -205,7 +122,7 @@ class Bridge:
     @property
     def retry_s(self) -> int:
         """Seconds until those who wait now should have been served, as fast as requests were finished lately."""
-        return min(max(math.ceil(self.under_way * self._interval_s), 1), LONGEST_RETRY_S)
+        return min(max(math.ceil(self.under_way * self.tally.interval_s), 1), LONGEST_RETRY_S)
 
     def make_room(self, requests: int = 1) -> None:
         """See that so many more requests may come.
@@ -234,7 +151,7 @@ class Bridge:
         self.make_room()
         with self._lock:
             _ = self.engine
-            ticket = Ticket(self, prompt_ids, params, scope)
+            ticket = Ticket(prompt_ids, params, scope, self.cancel, self.bill.open())
             self._orders.put(("add", ticket))
         return ticket
 
@@ -302,7 +219,7 @@ class Bridge:
             self._send({ticket: [_failure(error)]})
         else:
             self._tickets[ticket.request_id] = ticket
-            self.metrics.prompt_tokens.add(len(ticket.prompt_ids))
+            self.tally.began(ticket)
 
     def _refuse_waiting(self) -> None:
         """Tell the clients whose orders will not be obeyed any more."""
@@ -325,19 +242,18 @@ class Bridge:
             return
         self.steps += 1
         arrived: dict[Ticket, list[Event | LeanseekError]] = defaultdict(list)
+        said: dict[Ticket, list[Event]] = defaultdict(list)
         for event in events:
             ticket = self._tickets.get(event.request_id)
             if ticket is not None:
                 arrived[ticket].append(event)
-        # A step that says nothing has read a part of some prompts.
-        worked_for = arrived or dict.fromkeys(read or self._tickets.values(), (1,))
-        self.bill.divide({id(one): (one.share, float(len(events))) for one, events in worked_for.items()})
-        self._count(arrived)
-        for ticket, items in arrived.items():
-            ticket.running -= sum(isinstance(item, Event) and item.finish_reason is not None for item in items)
+                said[ticket].append(event)
+        self.tally.step(said, read or list(self._tickets.values()))
+        for ticket, items in said.items():
+            ticket.running -= sum(item.finish_reason is not None for item in items)
             if ticket.running == 0:
                 del self._tickets[ticket.request_id]
-                self._note_finished(ticket)
+                self.tally.finished(ticket)
         self._send(arrived)
 
     def _read_by(self, engine: Engine) -> list[Ticket]:
@@ -345,39 +261,6 @@ class Bridge:
         reading = getattr(getattr(engine, "scheduler", None), "reading", ())
         names = {sample.request.request_id for one in reading for sample in one.samples}
         return [self._tickets[name] for name in names if name in self._tickets]
-
-    def _count(self, arrived: dict[Ticket, list[Event | LeanseekError]]) -> None:
-        metrics, now_s = self.metrics, time.monotonic()
-        metrics.steps.add()
-        metrics.joules.add(self.bill.joules - metrics.joules.total)
-        metrics.busy_s.add(self.bill.busy_s - metrics.busy_s.total)
-        tokens = 0
-        for ticket, items in arrived.items():
-            cached = 0
-            for index in {item.index for item in items if isinstance(item, Event)}:
-                before_s = ticket.last_s.get(index)
-                if before_s is None:
-                    metrics.first_token_s.note(now_s - ticket.began_s)
-                else:
-                    metrics.between_s.note(now_s - before_s)
-            for item in items:
-                if isinstance(item, Event):
-                    tokens += item.token_id is not None
-                    cached = max(cached, item.cached_tokens)
-                    ticket.last_s[item.index] = now_s
-                    if item.finish_reason is not None:
-                        metrics.replies.add(reason=item.finish_reason)
-            if cached:
-                metrics.cached_tokens.add(cached)
-        metrics.completion_tokens.add(tokens)
-
-    def _note_finished(self, ticket: Ticket) -> None:
-        now_s = time.monotonic()
-        self.metrics.request_s.note(now_s - ticket.began_s)
-        # Time without work in between is nobody's.
-        interval_s = now_s - max(self._finished_s, ticket.began_s)
-        self._interval_s += (NEWEST_SHARE if self._finished_s else 1.0) * (interval_s - self._interval_s)
-        self._finished_s = now_s
 
     def _fail_all(self, error: LeanseekError) -> None:
         """Take every request out of the engine and tell its client."""
@@ -406,39 +289,6 @@ class Bridge:
             except RuntimeError:  # the loop is closed: nobody waits for these any more
                 for ticket, _ in mail:
                     self.cancel(ticket)
-
-
-async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
-    """Yield the events of several requests as they come, each with its request's place.
-
-    Raises:
-        LeanseekError: of the first request that fails.
-    """
-    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue()
-
-    async def follow(place: int, ticket: Ticket) -> None:
-        try:
-            async for event in ticket:
-                arrived.put_nowait((place, event))
-        except LeanseekError as error:
-            arrived.put_nowait((place, error))
-        arrived.put_nowait((place, None))
-
-    tasks = [asyncio.create_task(follow(place, ticket)) for place, ticket in enumerate(tickets)]
-    try:
-        left = len(tasks)
-        while left:
-            place, item = await arrived.get()
-            if isinstance(item, LeanseekError):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield place, item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _deliver(mail: list[tuple[Ticket, list[Event | LeanseekError]]]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanseek.server.openai import ChatRequest
-from leanseek.server.reply import Said
+from leanseek.engine.request import Event
+from leanseek.server.jsontext import DONE, frame
+from leanseek.server.refusal import ApiError
+from leanseek.server.reply import Reply, Said, Scored, whole_calls
+from leanseek.server.usage import Usage
+from leanseek.tokens.chat import ToolCallDelta
 
 # What OpenAI writes for a token that has no chance at all; JSON has no infinity.
 LEAST_LOGPROB = -9999.0
@@ -21,66 +24,90 @@ class Completion:
     """What all objects of one answer share, and how they are built.
 
     Args:
-        completion_id, created: the same in every chunk.
         model, fingerprint: which model answers.
+        completion_id, created: the same in every chunk.
         thinks: whether the message has a reasoning_content.
         with_logprobs: whether choices carry log-probabilities.
         with_usage: whether chunks have a usage field (null but in the last).
+        choices: replies there will be.
+        bytes_of: gives a token's bytes, for the most likely ones.
     """
 
-    completion_id: str
-    created: int
     model: str
     fingerprint: str
-    thinks: bool
-    with_logprobs: bool
-    with_usage: bool
+    completion_id: str
+    created: int
+    thinks: bool = True
+    with_logprobs: bool = False
+    with_usage: bool = False
+    choices: int = 1
+    bytes_of: Callable[[int], bytes] = lambda token_id: b""
 
     @classmethod
-    def begin(cls, request: ChatRequest, model: str, fingerprint: str) -> Completion:
+    def begin(cls, model: str, fingerprint: str, **options: Any) -> Completion:
         """Give an answer its id and time."""
-        name = f"chatcmpl-{secrets.token_hex(16)}"
-        thinks, logprobs = request.thinks, bool(request.logprobs)
-        return cls(name, int(time.time()), model, fingerprint, thinks, logprobs, request.includes_usage)
+        return cls(model, fingerprint, f"chatcmpl-{secrets.token_hex(16)}", int(time.time()), **options)
 
-    def whole(self, replies: Sequence[Said], reasons: Sequence[str | None], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, said: Sequence[Said], replies: Sequence[Reply], usage: Usage) -> dict[str, Any]:
         """Return the answer to a request that does not stream."""
         built = []
-        for index, (said, reason) in enumerate(zip(replies, reasons, strict=True)):
-            message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+        for index, (one, reply) in enumerate(zip(said, replies, strict=True)):
+            calls = whole_calls(one.tool_calls)
+            message: dict[str, Any] = {"role": "assistant", "content": one.content, "refusal": None}
             if self.thinks:
-                message["reasoning_content"] = said.reasoning_content
-            logprobs = self._logprobs(said)
-            built.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
-        return {**self._head("chat.completion"), "choices": built, "usage": usage}
+                message["reasoning_content"] = one.reasoning_content
+            if calls:
+                message["content"] = one.content or None
+                message["tool_calls"] = [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }
+                    for call in calls
+                ]
+            choice = {"index": index, "message": message, "logprobs": self._logprobs(one)}
+            built.append({**choice, "finish_reason": reply.finish_reason})
+        return {**self._head("chat.completion"), "choices": built, "usage": usage.openai()}
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """Return a reply's first chunk: who speaks."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+    def first(self, index: int, event: Event) -> None:
+        """Nothing is known from it alone."""
 
-    def piece(self, index: int, said: Said) -> dict[str, Any] | None:
-        """Return the chunk for what one token said, or None if that is nothing."""
-        delta = {}
+    def opening(self, usage: Usage) -> Iterator[bytes]:
+        """Yield each reply's first chunk: who speaks."""
+        for index in range(self.choices):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, said: Said) -> Iterator[bytes]:
+        """Yield the chunk for what one token said, if that is anything."""
+        delta: dict[str, Any] = {}
         if said.reasoning_content:
             delta["reasoning_content"] = said.reasoning_content
         if said.content:
             delta["content"] = said.content
-        if not delta and not (self.with_logprobs and said.has_logprobs):
-            return None
-        return self._chunk(index, delta, self._logprobs(said), None)
+        if said.tool_calls:
+            delta["tool_calls"] = [_call(one) for one in said.tool_calls]
+        if delta or (self.with_logprobs and said.has_logprobs):
+            yield self._chunk(index, delta, self._logprobs(said))
 
-    def closing(self, index: int, reason: str | None) -> dict[str, Any]:
-        """Return a reply's last chunk: why it ended."""
-        return self._chunk(index, {}, None, reason)
+    def ending(self, index: int, reply: Reply) -> Iterator[bytes]:
+        """Yield a reply's last chunk: why it ended."""
+        yield self._chunk(index, {}, reason=reply.finish_reason)
 
-    def usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Return the chunk of token counts that ends a stream."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+    def closing(self, replies: Sequence[Reply], usage: Usage) -> Iterator[bytes]:
+        """Yield the chunk of token counts, if it is wanted, and the end."""
+        if self.with_usage:
+            yield frame({**self._head("chat.completion.chunk"), "choices": [], "usage": usage.openai()})
+        yield DONE
 
-    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> dict[str, Any]:
+    def failure(self, error: ApiError) -> Iterator[bytes]:
+        """Yield an event with `error`, which clients take for a failure."""
+        yield frame(error.envelope())
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        return {**chunk, "usage": None} if self.with_usage else chunk
+        return frame({**chunk, "usage": None} if self.with_usage else chunk)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -94,36 +121,35 @@ class Completion:
     def _logprobs(self, said: Said) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
-        logprobs = {"content": _entries(said.content_logprobs), "refusal": None}
-        return {**logprobs, "reasoning_content": _entries(said.reasoning_logprobs)} if self.thinks else logprobs
+        logprobs = {"content": self._entries(said.content_logprobs), "refusal": None}
+        return {**logprobs, "reasoning_content": self._entries(said.reasoning_logprobs)} if self.thinks else logprobs
+
+    def _entries(self, scored: Sequence[Scored]) -> list[dict[str, Any]]:
+        return [
+            {
+                **_entry(one.text, one.text.encode(), one.logprob),
+                "top_logprobs": [self._top(token, logprob) for token, logprob in one.top],
+            }
+            for one in scored
+        ]
+
+    def _top(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self.bytes_of(token_id)
+        return _entry(data.decode("utf-8", "replace"), data, logprob)
 
 
-def _entries(logprobs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [
-        {"token": text, "logprob": max(value, LEAST_LOGPROB), "bytes": list(text.encode()), "top_logprobs": []}
-        for text, value in logprobs
-    ]
+def _entry(text: str, data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(data)}
 
 
-def count_usage(prompt_tokens: int, completion_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
-    """Return a request's token counts, in OpenAI's and in DeepSeek's fields; nothing is cached yet."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
-        "prompt_cache_hit_tokens": 0,
-        "prompt_cache_miss_tokens": prompt_tokens,
-    }
+def _call(one: ToolCallDelta) -> dict[str, Any]:
+    """Return a piece of a tool call: what it is called in its first, arguments alone in later ones."""
+    if one.id is None:
+        return {"index": one.index, "function": {"arguments": one.arguments}}
+    function = {"name": one.name, "arguments": one.arguments}
+    return {"index": one.index, "id": one.id, "type": "function", "function": function}
 
 
 def model_object(name: str, created: int, context_tokens: int | None) -> dict[str, Any]:
     """Return a model as GET /v1/models lists it; the context is null while the weights load."""
     return {"id": name, "object": "model", "created": created, "owned_by": "leanseek", "context_length": context_tokens}
-
-
-def to_json(value: Any) -> bytes:
-    """Write JSON as UTF-8; half a surrogate pair (a file name can hold one) stays an escape."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")

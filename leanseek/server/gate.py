@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanseek.errors import UsageError
-from leanseek.server.completion import to_json
-from leanseek.server.openai import ApiError
+from leanseek.server.refusal import ApiError, error_response
 
 # Answered without a key: whether the server lives, and the page, which asks for the key itself.
 OPEN_PATHS = ("/", "/health", "/ready")
@@ -27,10 +25,19 @@ class Gate:
         app: what answers a request that may pass.
         api_keys: any of them opens; none: everybody may ask, but only under a local host name, so
             that a web page cannot reach the server through a name that it points at this machine.
+        open_paths: answered without a key.
+        any_host: whether names that are not local are answered without keys too.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = ()) -> None:
-        self._app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_keys: Sequence[str] = (),
+        *,
+        open_paths: Sequence[str] = OPEN_PATHS,
+        any_host: bool = False,
+    ) -> None:
+        self._app, self._open_paths, self._any_host = app, frozenset(open_paths), any_host
         self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,32 +57,32 @@ class Gate:
         try:
             self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
-            await error_response(error)(scope, receive, send_marked)
+            await error_response(error, scope["path"])(scope, receive, send_marked)
         else:
             await self._app(scope, receive, send_marked)
 
     def _check(self, path: str, headers: Headers) -> None:
         if not self._keys:
             name = _host_name(headers.get("host", "localhost"))
-            if not is_loopback(name):
+            if not self._any_host and not is_loopback(name):
                 raise ApiError(
                     403,
                     f"the server has no API key, so it answers under local names alone, not {name!r}; "
                     "ask http://127.0.0.1, or start it with --api-key-file",
                     code="host_not_allowed",
                 )
-        elif path not in OPEN_PATHS:
+        elif path not in self._open_paths:
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode() if scheme.lower() == "bearer" else b""
+            bearer = key.strip() if scheme.lower() == "bearer" else ""
+            given = (bearer or headers.get("x-api-key", "").strip()).encode()
             # Every key is compared, each in constant time: the answer's delay tells nothing.
             if not sum(hmac.compare_digest(given, known) for known in self._keys):
-                message = "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY"
+                message = (
+                    "the API key is wrong"
+                    if given
+                    else "an API key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY"
+                )
                 raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
-
-
-def error_response(error: ApiError) -> Response:
-    """Return the answer that tells a client of a failure."""
-    return Response(to_json(error.envelope()), error.status, error.headers, "application/json")
 
 
 def read_keys(path: str | Path) -> tuple[str, ...]:

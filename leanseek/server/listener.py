@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import errno
-import hashlib
+import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from leanseek.checkpoint.directory import load_model
 from leanseek.engine.engine import Engine
-from leanseek.engine.request import SamplingParams
-from leanseek.errors import CheckpointError, ServerError, UsageError
+from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
-from leanseek.server.app import Served, make_app
+from leanseek.server.app import make_app
+from leanseek.server.bill import Bill
 from leanseek.server.bridge import Bridge, Report
 from leanseek.server.defaults import SamplingDefaults
 from leanseek.server.gate import is_loopback
-from leanseek.tokens.tokenizer import Tokenizer
-from leanseek.units import format_bytes
+from leanseek.server.loading import Loading
+from leanseek.server.protocol import Protocol
+from leanseek.server.service import ALIASES, Served
+from leanseek.server.store import Store
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 HEADER_BYTES = 64 << 10
+MOST_REQUESTS = 1024
+MOST_USD_PER_HOUR = 1_000_000
 LONGEST_PORT = 65535
 
 
@@ -40,9 +43,15 @@ class Listener:
         host: address to listen on; one that other machines reach needs API keys.
         port: 0 takes any free one.
         api_keys: any of them opens; none: no key is needed.
+        insecure: whether others may reach it without a key.
+        most_requests: how many may be under way at once; further ones are told to come later.
+        bill: divides what the work costs; None: nothing is counted.
+        access_log: whether each request is told on standard error.
+        cors_origins: web pages of these origins may ask.
+        tls: files of a certificate and of its key; None: plain HTTP.
     Raises:
         ServerError: the port is taken, or the address is not this machine's.
-        UsageError: others could reach the server without a key, or the port is no port.
+        UsageError: others could reach the server without a key, or the port or the certificate is none.
     """
 
     def __init__(
@@ -53,19 +62,36 @@ class Listener:
         host: str = "127.0.0.1",
         port: int = 8000,
         api_keys: tuple[str, ...] = (),
+        insecure: bool = False,
+        most_requests: int = MOST_REQUESTS,
+        bill: Bill | None = None,
+        access_log: bool = False,
+        cors_origins: tuple[str, ...] = (),
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
-        if not is_loopback(host) and not api_keys:
+        if not is_loopback(host) and not api_keys and not insecure:
             raise UsageError(
                 f"host = {host!r} can be reached from other machines, and no API key is set; "
-                "give --api-key-file FILE (one key a line), or keep to --host 127.0.0.1"
+                "give --api-key-file FILE (one key a line), or keep to --host 127.0.0.1, or say --insecure"
             )
+        if most_requests < 1:
+            raise UsageError(f"max_requests = {most_requests}: at least 1 is needed")
+        _check_tls(tls)
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.served = served
-        self.bridge = Bridge(load)
+        self._scheme = "http" if tls is None else "https"
+        self.bridge = Bridge(load, most_requests=most_requests, bill=bill)
         config = uvicorn.Config(
-            make_app(self.bridge, served, api_keys),
-            http="h11",
+            make_app(
+                self.bridge,
+                served,
+                api_keys,
+                cors_origins=cors_origins,
+                access_log=access_log,
+                any_host=insecure,
+            ),
+            http=Protocol,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -73,6 +99,8 @@ class Listener:
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=HEADER_BYTES,
+            ssl_certfile=None if tls is None else tls[0],
+            ssl_keyfile=None if tls is None else tls[1],
         )
         self._server = _Server(config, self.bridge)
         self.bridge.on_failure = self.stop
@@ -83,52 +111,53 @@ class Listener:
         folder: str | Path,
         *,
         name: str | None = None,
+        aliases: tuple[str, ...] = (),
         weights: str = "fp32",
         device: str = "cpu",
         max_batch: int = 64,
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        api_keys: tuple[str, ...] = (),
+        store: Store | None = None,
+        drafts: int | None = None,
+        usd_per_hour: float | None = None,
+        **options: Any,
     ) -> Listener:
         """Serve a Hugging Face model folder.
 
         Args:
             folder: with config.json, weights and tokenizer.
             name: the model's id in requests; None: the folder's name.
+            aliases: further names, besides DeepSeek's.
             weights: "fp32" or "bf16", what the weights are kept in.
             device: "cpu" or "cuda".
             max_batch: replies that are drawn at once; further ones wait.
-            host, port, api_keys: as of the class.
+            store: room for the texts' latents; None: what the machine has room for.
+            drafts: tokens that the MTP layer drafts at once; None: 1 where there is such a layer.
+            usd_per_hour: what the machine costs; None: answers do not tell what they cost.
+            options: as of the class.
         Raises:
             CheckpointError: the folder's generation_config.json is wrong. What else is wrong with the
                 folder shows when it is loaded.
         """
+        if usd_per_hour is not None and not 0 <= usd_per_hour < MOST_USD_PER_HOUR:
+            raise UsageError(f"usd_per_hour = {usd_per_hour}: 0 to {MOST_USD_PER_HOUR:,} is accepted")
         folder = Path(folder)
-        if weights not in DTYPES:
-            raise UsageError(f"weights = {weights!r}: accepted are {', '.join(DTYPES)}")
-        if max_batch < 1:
-            raise UsageError(f"max_batch = {max_batch}: at least 1 is needed")
-        served = Served(name or folder.resolve().name, _fingerprint(folder, weights), SamplingDefaults.load(folder))
-
-        def load(report: Report) -> Engine:
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            report(f"reading {format_bytes(size)} of weights", 0.0)
-            tokenizer = Tokenizer.load(folder)
-            model = load_model(folder, dtype=DTYPES[weights], device=device)
-            report("trying a first token", 0.9)
-            engine = Engine(model, tokenizer, max_batch=max_batch)
-            _try(engine, folder)
-            return engine
-
-        return cls(load, served, host=host, port=port, api_keys=api_keys)
+        loading = Loading(folder, weights, device, max_batch, store or Store(), drafts)
+        served = Served(
+            name or folder.resolve().name,
+            loading.fingerprint,
+            SamplingDefaults.load(folder),
+            aliases=tuple(dict.fromkeys((*aliases, *ALIASES))),
+        )
+        return cls(loading.engine, served, bill=Bill(loading.meter(), usd_per_hour), **options)
 
     @property
     def url(self) -> str:
         """Where the server is, without a slash at the end."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self._scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until Ctrl-C (requests under way are finished; a second one drops them) or `stop`.
+        """Serve until Ctrl-C, SIGTERM or `stop`; requests under way are finished.
+
+        A second signal ends them where they are, a third one drops them.
 
         Raises:
             LeanseekError: the model could not be loaded.
@@ -178,14 +207,32 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, bridge: Bridge) -> None:
         super().__init__(config)
-        self._bridge = bridge
+        self._bridge, self._signals = bridge, 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, drop what is left at the second."""
-        super().handle_exit(sig, frame)
+        """Drain at the first signal, end replies where they are at the second, drop what is left at the third."""
+        self._signals += 1
+        if sig == signal.SIGINT:
+            self._captured_signals.append(sig)  # raised again when all is done; SIGTERM is no failure
+        self.should_exit = True
         active = self._bridge.active
-        if active and not self.force_exit:
-            say(f"stopping when {active} requests are answered; Ctrl-C again drops them")
+        if self._signals == 1 and active:
+            say(f"stopping when {active} requests are answered; Ctrl-C again ends them where they are")
+        elif self._signals == 2:
+            self._bridge.interrupt()
+        elif self._signals > 2:
+            self.force_exit = True
+
+
+def _check_tls(tls: tuple[Path, Path] | None) -> None:
+    if tls is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"{tls[0]}, {tls[1]}: no certificate with its key ({error}); give PEM files to --tls-cert and --tls-key"
+        ) from None
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -202,23 +249,3 @@ def _bind(host: str, port: int) -> socket.socket:
         else:
             message = f"cannot listen on {host}, port {port}: {error.strerror or error}; is --host this machine's?"
         raise ServerError(message) from None
-
-
-def _try(engine: Engine, folder: Path) -> None:
-    """Draw a token, so that broken weights show now and the first client does not wait for what is done once."""
-    output = engine.generate([[engine.config.bos_token_id]], SamplingParams(max_tokens=1, temperature=0.0))[0]
-    if output.error is not None:
-        raise CheckpointError(f"{folder}: {output.error}")
-
-
-def _fingerprint(folder: Path, weights: str) -> str:
-    """Return a short name that changes with the program, the form of the weights and the files."""
-    try:
-        program = version("leanseek")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        program = "unknown"
-    digest = hashlib.sha256(f"{program} {weights}".encode())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        state = path.stat()
-        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
-    return f"fp_{digest.hexdigest()[:12]}"

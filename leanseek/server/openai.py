@@ -12,7 +12,7 @@ from leanseek.engine.request import Grammar
 from leanseek.messages import Message
 from leanseek.server.asked import Asked
 from leanseek.server.refusal import ApiError, parse_body
-from leanseek.server.tools import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
+from leanseek.server.toolbox import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
 from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text
 
 # What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
@@ -71,15 +71,19 @@ class JsonSchema(Wire):
 
 
 class ResponseFormat(Wire):
-    """The form of the answer."""
+    """The form of the answer; a grammar is given as OpenAI's custom tools have it."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema", "grammar"] = "text"
     json_schema: JsonSchema | None = None
+    syntax: Literal["lark", "regex"] = "lark"
+    definition: Annotated[str, Field(max_length=1 << 18)] | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> ResponseFormat:
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
             raise PydanticCustomError("json_schema", "a format of this type needs json_schema with a schema")
+        if self.type == "grammar" and self.definition is None:
+            raise PydanticCustomError("definition", "a format of this type needs a definition")
         return self
 
     def grammar(self) -> Grammar | None:
@@ -87,6 +91,8 @@ class ResponseFormat(Wire):
         if self.type == "json_schema":
             assert self.json_schema is not None
             return Grammar("json_schema", json.dumps(self.json_schema.schema_))
+        if self.type == "grammar":
+            return Grammar(self.syntax, self.definition or "")
         return Grammar("json_object") if self.type == "json_object" else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from leanseek.engine.request import Event, TopLogprobs
+from leanseek.messages import ToolCall
 from leanseek.tokens.chat import ChatFormat, Delta, ToolCallDelta
 from leanseek.tokens.stream import call_id as numbered
 from leanseek.tokens.tokenizer import Tokenizer
@@ -113,6 +114,7 @@ class Reply:
         thinking: whether the reply starts with thinking.
         call_id: a tool call's place -> its id.
         plain: whether it is text alone, no chat.
+        tools: whether there is anything to call; if not, what looks like a call is text.
     """
 
     def __init__(
@@ -123,18 +125,22 @@ class Reply:
         thinking: bool,
         call_id: Callable[[int], str] = numbered,
         plain: bool = False,
+        tools: bool = True,
     ) -> None:
         self.tokens = self.reasoning_tokens = self.cached_tokens = self.calls = 0
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None  # the stop text
         self._tokenizer, self._stop = chat.tokenizer, tuple(stop)
         self._end_think_id = chat.end_think_id
+        self._tools = tools
         thinking = thinking and chat.thinks
         self._parser: Parser = (
             PlainText(self._tokenizer) if plain else chat.stream(starts_in_thinking=thinking, call_id=call_id)
         )
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held: list[_Held] = []
+        self._thought: list[str] = []
+        self._calls: list[ToolCallDelta] = []
         self._arrives_in_thinking = self._leaves_in_thinking = thinking
 
     def push(self, event: Event) -> Said:
@@ -166,9 +172,16 @@ class Reply:
             self._end(said, reason)
         return said
 
+    def done(self) -> tuple[str, list[ToolCall]]:
+        """Return what it thought, and its calls."""
+        return "".join(self._thought), whole_calls(self._calls)
+
     def _end(self, said: Said, reason: str) -> None:
         self._add(self._parser.flush(), None, said)
-        self.finish_reason = "tool_calls" if self.calls and reason == "stop" else reason
+        calls = self.calls and reason == "stop" and self.stopped_by is None
+        self.finish_reason = "tool_calls" if calls else reason
+        if not any(self._thought):  # it might have thought, and did not
+            self.reasoning_tokens = 0
 
     def _take(self, token_id: int, logprob: float, top: TopLogprobs) -> None:
         self.tokens += 1
@@ -213,12 +226,19 @@ class Reply:
 
     def _add(self, delta: Delta, one: _Held | None, said: Said) -> None:
         """Note what a token said; without one, what was held back is a part of the last token."""
+        if delta.tool_calls and not self._tools:
+            text = "".join((call.name or "") + call.arguments for call in delta.tool_calls)
+            delta = Delta(delta.reasoning_content, delta.content + text)
         said.reasoning_content += delta.reasoning_content
+        self._thought.append(delta.reasoning_content)
+        self._calls += delta.tool_calls
         said.content += delta.content
         said.tool_calls += delta.tool_calls
         self.calls += sum(call.id is not None for call in delta.tool_calls)
         if delta.content or delta.tool_calls:
             self._leaves_in_thinking = False
+            if self._end_think_id is None:
+                self._arrives_in_thinking = False
         if one is None:
             if delta.reasoning_content:
                 _append(said.reasoning_logprobs, delta.reasoning_content)
@@ -235,6 +255,15 @@ class Reply:
                 (said.reasoning_logprobs if self._leaves_in_thinking else said.content_logprobs).append(
                     Scored("", *scored)
                 )
+
+
+def whole_calls(deltas: Sequence[ToolCallDelta]) -> list[ToolCall]:
+    """Return the calls that all deltas together make."""
+    calls: dict[int, ToolCall] = {}
+    for one in deltas:
+        before = calls.get(one.index) or ToolCall(one.id or "", one.name or "", "")
+        calls[one.index] = ToolCall(before.id, before.name, before.arguments + one.arguments)
+    return [calls[index] for index in sorted(calls)]
 
 
 def _append(logprobs: list[Scored], text: str) -> None:

@@ -1,4 +1,4 @@
-"""Server-sent events, framed by hand, and work that ends when its client goes away."""
+"""Answers that take long: streams of events, and JSON that is waited for; both end when their client goes away."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from leanseek.server.completion import to_json
+from leanseek.errors import LeanseekError
+from leanseek.server.jsontext import to_json
 
-# Proxies close a connection that is silent for long; prefill can be. Comments are no events.
+# Proxies close a connection that is silent for long; prefill can be. Comments are no events, and white space before
+# JSON is none of it.
 KEEP_ALIVE = b": keep-alive\n\n"
-KEEP_ALIVE_S = 15.0
-DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE_JSON = b"\n"
+KEEP_ALIVE_S = 10.0
 
 Result = TypeVar("Result")
 
 
 class ClientGoneError(ConnectionError):
     """The client closed the connection before its answer was ready."""
-
-
-def frame(value: Any) -> bytes:
-    """Return an object as one event."""
-    return b"data: " + to_json(value) + b"\n\n"
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -102,3 +99,51 @@ class EventStream(StreamingResponse):
         # Neither sending nor taking an event that is there lets others run: a long burst would keep
         # the loop from seeing that the client has left.
         await asyncio.sleep(0)
+
+
+class PatientAnswer(Response):
+    """Sends JSON when it is ready, empty lines until then, and stops when the client goes away.
+
+    Once an empty line is sent the status is 200; a failure after that is told in the body alone, as DeepSeek does.
+
+    Args:
+        work: gives the value.
+        close: called at the end, whatever ended it; frees what the value comes from.
+        tell: gives the answer to a failure.
+    """
+
+    def __init__(
+        self, work: Coroutine[Any, Any, Any], close: Callable[[], None], tell: Callable[[LeanseekError], Response]
+    ) -> None:
+        super().__init__(media_type="application/json")
+        self._work, self._close, self._tell = work, close, tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            await unless_disconnected(receive, self._answer(scope, receive, send))
+        except ClientGoneError:
+            pass
+        finally:
+            self._close()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task, begun = asyncio.create_task(self._work), False
+        try:
+            while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
+                if not begun:
+                    headers = [(b"content-type", b"application/json")]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    begun = True
+                await send({"type": "http.response.body", "body": KEEP_ALIVE_JSON, "more_body": True})
+            try:
+                answer = Response(to_json(task.result()), media_type="application/json")
+            except LeanseekError as error:
+                answer = self._tell(error)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if begun:
+            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+        else:
+            await answer(scope, receive, send)

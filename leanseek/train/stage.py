@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from leanseek.checkpoint.directory import empty_model, load_model
@@ -13,8 +15,9 @@ from leanseek.model.config import load_preset
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
-from leanseek.settings import TrainSettings
+from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.optimisers import Optimiser
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
 
 PREVIOUS = {"sft": "pretrain", "grpo": "sft"}
@@ -46,19 +49,30 @@ class Stage:
         settings: TrainSettings = getattr(self.run.recipe, self.name)
         return settings
 
+    def before(self) -> Path | None:
+        """Return the model folder that the stage starts from; None: from fresh weights.
+
+        Raises:
+            RunError: the stage before has left no checkpoint.
+        """
+        recipe, before = self.run.recipe, PREVIOUS.get(self.name)
+        if before is None:
+            return None
+        if recipe.grpo.start is not None and (before == "pretrain" or not recipe.grpo.cold_start):
+            return Path(recipe.grpo.start)
+        folder = self.run.latest(before)
+        if folder is None:
+            raise RunError(f"{self.run.folder} has no checkpoint of {before}, which {self.name} starts from")
+        return folder
+
     def model(self) -> Transformer:
-        """Return the weights to go on from: the stage's last checkpoint, the stage before's, or a fresh start.
+        """Return the weights to go on from: the stage's last checkpoint, those it starts from, or a fresh start.
 
         Raises:
             RunError: the stage before has left no checkpoint.
         """
         recipe = self.run.recipe
-        folder = self.run.latest(self.name)
-        if folder is None and self.name in PREVIOUS:
-            before = PREVIOUS[self.name]
-            folder = self.run.latest(before)
-            if folder is None:
-                raise RunError(f"{self.run.folder} has no checkpoint of {before}, which {self.name} starts from")
+        folder = self.run.latest(self.name) or self.before()
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
         config = load_preset(recipe.model).replace(
@@ -66,7 +80,14 @@ class Stage:
         )
         return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
 
-    def fit(self, model: Transformer, objective: Objective, batches: Batches, hooks: dict[str, Any]) -> Trainer:
+    def fit(
+        self,
+        model: Transformer,
+        objective: Objective,
+        batches: Batches,
+        hooks: dict[str, Any],
+        optimiser: Callable[[Transformer, OptimiserSettings], Optimiser] = Optimiser,
+    ) -> Trainer:
         """Train with this stage's settings, going on from its last checkpoint if it has one.
 
         Args:
@@ -74,8 +95,9 @@ class Stage:
             objective: (model, batch) -> Loss.
             batches: step -> batch.
             hooks: `validate` and `enough` of `trainer.Hooks`, if wanted.
+            optimiser: as `Trainer`.
         """
-        trainer = Trainer(model, objective, self.settings, self.meter, self.workers)
+        trainer = Trainer(model, objective, self.settings, self.meter, self.workers, optimiser)
         folder = self.run.latest(self.name)
         if folder is not None:
             trainer.load_state_dict(load_state(folder))

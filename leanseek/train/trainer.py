@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,7 +15,7 @@ from leanseek.kernels.threads import run_all
 from leanseek.log import Progress
 from leanseek.model.count import forward_flops, training_flops
 from leanseek.model.transformer import Transformer
-from leanseek.settings import TrainSettings
+from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.train.balance import load_factor, update_bias
 from leanseek.train.interrupt import interrupts
 from leanseek.train.objectives.loss import Loss
@@ -26,6 +26,8 @@ from leanseek.train.schedules import lr_factor
 PROBES = 3
 # Metrics of which a batch shows its parts' largest value; of the others, the mean.
 LARGEST = ("logprob_gap",)
+# Metrics that compare the model with the one that sampled: of several steps on a batch, the first one's are shown.
+AT_FIRST = ("logprob_gap", "logprob_gap_mean", "routing_agreement")
 
 
 class TrainingBatch(Protocol):
@@ -44,6 +46,14 @@ class TrainingBatch(Protocol):
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """Return the batch on a device."""
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A batch that several optimiser steps are taken on."""
+
+    def updates(self) -> Sequence[TrainingBatch]:
+        """Return what each step is over, in order."""
 
 
 class Meter(Protocol):
@@ -83,25 +93,39 @@ class Trainer:
         settings: of the stage.
         meter: tokens and FLOPs are added to it.
         workers: threads that share a step's batch; they meet when their gradients are summed.
+        optimiser: makes the optimiser; it decides which parameters learn.
     """
 
     def __init__(
-        self, model: Transformer, objective: Objective, settings: TrainSettings, meter: Meter, workers: int = 1
+        self,
+        model: Transformer,
+        objective: Objective,
+        settings: TrainSettings,
+        meter: Meter,
+        workers: int = 1,
+        optimiser: Callable[[Transformer, OptimiserSettings], Optimiser] = Optimiser,
     ) -> None:
         self.model, self.objective, self.settings, self.meter = model, objective, settings, meter
         self.workers = workers
-        self.optimiser = Optimiser(model, settings.optimiser)
+        self.optimiser = optimiser(model, settings.optimiser)
         self.done = 0
         self.steps: int | None = settings.steps
         self.ended = False
         self._counts: list[torch.Tensor] = []  # of the newest batch: per MoE layer, the use of each expert
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
-        """Take one optimiser step on a batch; return its metrics: none, and no step, where it teaches nothing.
+        """Take the optimiser steps of a batch, one as a rule; return its metrics: none where it teaches nothing.
 
         Raises:
-            RunError: the loss or the gradient is not finite; the weights are untouched.
+            RunError: the loss or the gradient is not finite; that step has not changed the weights.
         """
+        found = [metrics for part in _updates(batch) if (metrics := self._update(part))]
+        if len(found) < 2:
+            return found[0] if found else {}
+        return _joined(found, [1 / len(found)] * len(found)) | {k: found[0][k] for k in AT_FIRST if k in found[0]}
+
+    def _update(self, batch: TrainingBatch) -> dict[str, float]:
+        """Take one optimiser step."""
         metrics = self._gradients(batch)
         if not metrics:
             return {}
@@ -221,11 +245,17 @@ class Trainer:
         times_s = []
         for probe in range(PROBES):
             start_s = time.monotonic()
-            self._gradients(batches(probe).to(self.model.device))
-            self.optimiser.zero_grad()
+            for part in _updates(batches(probe).to(self.model.device)):
+                self._gradients(part)
+                self.optimiser.zero_grad()
             times_s.append(time.monotonic() - start_s)
         # The optimiser's own time is about a tenth of a step.
         return max(1, int((budget_s - sum(times_s)) / (1.1 * sorted(times_s)[PROBES // 2])))
+
+
+def _updates(batch: TrainingBatch) -> Sequence[TrainingBatch]:
+    """Return what each optimiser step of a batch is over: the whole, for all kinds but those that say otherwise."""
+    return batch.updates() if isinstance(batch, Parted) else (batch,)
 
 
 def _joined(metrics: Sequence[Mapping[str, float]], shares: Sequence[float]) -> dict[str, float]:

@@ -15,7 +15,8 @@ from leanseek.cli.serve import serve
 from leanseek.errors import CheckpointError, ServerError, UsageError
 
 
-def test_serve_until_ctrl_c(tmp_path, tiny_model, tiny_tokenizer, capfd):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_serve_until_ctrl_c(by, tmp_path, tiny_model, tiny_tokenizer, capfd):
     save_model(tiny_model, tmp_path / "laptop", tiny_tokenizer)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -29,11 +30,14 @@ def test_serve_until_ctrl_c(tmp_path, tiny_model, tiny_tokenizer, capfd):
                     answers.append(json.load(answer))
             except OSError:
                 time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), by)
 
     thread = threading.Thread(target=client)
     thread.start()
-    serve(tmp_path / "laptop", port=port)  # returns: Ctrl-C is the way to end it
+    # It returns: a signal is the way to end it.
+    serve(
+        tmp_path / "laptop", port=port, cache_dir=tmp_path / "cache", cache_gib=0.01, alias=("small",), access_log=True
+    )
     thread.join(5)
     assert answers == [{"status": "ready", "model": "laptop", "requests": 0}]
     assert f"http://127.0.0.1:{port}/v1" in capfd.readouterr().err
@@ -46,6 +50,12 @@ def test_serve_refuses(tmp_path, tiny_model, tiny_tokenizer):
     model = tmp_path / "model"
     with pytest.raises(UsageError, match="api-key-file"):
         serve(model, host="0.0.0.0", port=0)
+    with pytest.raises(UsageError, match="go together"):
+        serve(model, port=0, tls_cert=tmp_path / "cert")
+    with pytest.raises(UsageError, match="cache_gib = 0"):
+        serve(model, port=0, cache_gib=0)
+    with pytest.raises(UsageError, match="max_requests = 0"):
+        serve(model, port=0, max_requests=0)
     with pytest.raises(UsageError, match="cannot be read"):
         serve(model, host="0.0.0.0", port=0, api_key_file=tmp_path / "keys")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ServerError, match="is taken"):

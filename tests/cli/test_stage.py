@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from leanseek import stages
+from leanseek.checkpoint.directory import save_model
 from leanseek.cli.app import main
-from leanseek.run import STAGES, Run
+from leanseek.errors import RunError
+from leanseek.run import STAGES, Run, stages_of
 from leanseek.settings import load_recipe
 
 
@@ -25,3 +29,80 @@ def test_the_tokenizer_is_really_made(tmp_path, capsys):
     assert Run.open(run).stage_done("tokenizer") and (run / "tokenizer" / "tokenizer.json").is_file()
     assert main([*tokens, "--train.vocab_size", "300"]) == 0
     assert "tokenizer: done already" in capsys.readouterr().err
+
+
+@pytest.fixture
+def planned(monkeypatch) -> list[tuple[Run, str]]:
+    """Have nothing made; return what would have been."""
+    calls: list[tuple[Run, str]] = []
+    monkeypatch.setattr(stages, "make", lambda run, until: calls.append((run, until)))
+    return calls
+
+
+def test_reinforcement_from_a_model_folder_on_a_task(planned, tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, "given", tiny_tokenizer)
+    assert (
+        main(["grpo", "--model", "given", "--env", "largest", "--env", "countdown,sorting", "--train.epochs", "2"]) == 0
+    )
+    ((run, until),) = planned
+    assert until == "grpo" and run.folder.resolve() == tmp_path / "runs" / "reasoner"
+    recipe = run.recipe
+    assert recipe.name == "reasoner" and recipe.environments == ("largest", "countdown", "sorting")
+    assert recipe.grpo.start == str(tmp_path / "given") and recipe.model == str(tmp_path / "given" / "config.json")
+    assert recipe.grpo.epochs == 2 and stages_of(recipe) == ("grpo", "eval")
+    # Going on needs neither; a run folder stands for its newest checkpoint.
+    assert main(["grpo", "--run", "runs/reasoner"]) == 0 and planned[1][0].recipe == recipe
+    assert main(["grpo", "--model", "given", "--run", "runs/reasoner"]) == 0 and planned[2][0].recipe == recipe
+    save_model(tiny_model, run.checkpoint("grpo", 3), tiny_tokenizer)
+    more = ["grpo", "--model", "runs/reasoner", "--run", "runs/second", "--env", "largest", "--train.cold_start"]
+    assert main(more) == 0
+    second = planned[3][0].recipe
+    assert second.grpo.start == str(run.checkpoint("grpo", 3).resolve())
+    assert second.grpo.cold_start and stages_of(second) == ("sft", "grpo", "eval")
+
+
+def test_a_recipe_that_is_named_is_taken_and_presets_are_models_too(planned, tmp_path, tiny_model, tiny_tokenizer):
+    save_model(tiny_model, tmp_path / "given", tiny_tokenizer)
+    run = ["--run", str(tmp_path / "run")]
+    assert main(["grpo", "evening", "--model", str(tmp_path / "given"), *run]) == 0
+    assert planned[0][0].recipe.name == "evening" and planned[0][0].recipe.grpo.start is not None
+    assert main(["grpo", "--model", "evening", "--run", str(tmp_path / "other")]) == 0
+    assert planned[1][0].recipe.model == "evening" and planned[1][0].recipe.grpo.start is None
+
+
+def test_a_plan_from_a_model_folder_has_no_pretraining(tmp_path, tiny_model, tiny_tokenizer, capsys):
+    save_model(tiny_model, tmp_path / "given", tiny_tokenizer)
+    words = ["grpo", "--model", str(tmp_path / "given"), "--env", "largest", "--run", str(tmp_path / "x"), "--dry-run"]
+    assert main([*words, "--data.sequence_tokens", "64", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["start"] == str(tmp_path / "given") and plan["environments"] == ["largest"]
+    assert not any(key.startswith(("pretrain", "sft")) for key in plan) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["grpo", "--env", "a", "--environments", "b"], "--env and --environments say the same"),
+        (["grpo", "--model", "."], "neither a run folder (recipe.toml) nor a model folder (config.json)"),
+        (["grpo", "--model", "given", "--env", "largst"], "did you mean largest"),
+        (["grpo", "--train.overlong_tokens", "90"], "at most max_new_tokens = 80 is accepted"),
+        (["grpo", "--train.minibatches", "65"], "at most prompts_per_step = 64 is accepted"),
+        (["grpo", "--train.objective", "ppo"], "grpo.objective = 'ppo'"),
+        (["make", "--env", "largest"], "--env"),
+    ],
+)
+def test_what_cannot_be_is_told(words, said, tmp_path, monkeypatch, tiny_model, tiny_tokenizer, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, "given", tiny_tokenizer)
+    settings = ["--data.sequence_tokens", "64"] if words[0] == "grpo" else []
+    assert main([*words, *settings, "--run", "run"]) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints"))
+
+
+def test_a_run_from_a_folder_has_no_earlier_stage(tmp_path, tiny_model, tiny_tokenizer):
+    save_model(tiny_model, tmp_path / "given", tiny_tokenizer)
+    run = Run.create(tmp_path / "run", load_recipe("reasoner", {"grpo.start": str(tmp_path / "given")}))
+    with pytest.raises(RunError, match="it has no stage 'pretrain', only grpo, eval"):
+        stages.make(run, "pretrain")

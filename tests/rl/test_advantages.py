@@ -26,3 +26,8 @@ def test_their_mean_is_zero_and_their_spread_one_in_the_same_order(rewards):
 @pytest.mark.parametrize("rewards", [[0.0] * 4, [1.0] * 4, [0.1 + 0.2, 0.3], [0.7]])
 def test_equal_rewards_teach_nothing(rewards):
     assert group_advantages(rewards) is None
+
+
+def test_centred_is_not_divided():
+    assert group_advantages([1.0, 0.0, 0.0, 0.0], normalise=False) == [0.75, -0.25, -0.25, -0.25]
+    assert group_advantages([0.5, 0.5], normalise=False) is None

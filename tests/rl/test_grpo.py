@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,9 +15,16 @@ import leanseek.checkpoint.resume as resume
 import leanseek.rl.grpo as module
 from leanseek.checkpoint.directory import load_model, save_model
 from leanseek.checkpoint.resume import load_state
+from leanseek.envs.environment import Problem
 from leanseek.log import RunLog
+from leanseek.model.experts import Routing
+from leanseek.model.transformer import Transformer
 from leanseek.rl.grpo import grpo
+from leanseek.rl.rollouts import Rollouts
 from leanseek.run import Run
+from leanseek.train.balance import expert_counts
+from leanseek.train.objectives.grpo import Group, GroupBatch, Grpo
+from leanseek.train.objectives.loss import Loss
 from leanseek.train.stage import Stage
 
 FIGURES = {"reward", "correct", "correct_even", "format", "length", "informative_groups", "samples_per_s", "sample_s"}
@@ -119,3 +127,116 @@ def test_the_kl_is_to_the_sft_model_even_after_going_on(stage, even, monkeypatch
     assert first == pytest.approx(0.0, abs=1e-6) and second > 1e-6, "it moves away from where it began"
     grpo(chosen, [even], lambda model: {})
     assert loaded == ["sft-1", "sft-1"]
+
+
+class FirstForm(Grpo):
+    """The objective as it was before it had other forms, operation by operation."""
+
+    def __call__(self, model: Transformer, batch: GroupBatch) -> Loss:
+        packed = batch.packed
+        routing = Routing(replay_TNK=packed.replay_TNK, compare=True)
+        hidden_TD = model(packed.tokens_T, batch.segments, routing=routing)
+        logits_MW = model.logits(hidden_TD.index_select(0, packed.rows_M)).float()
+        logprobs_M = -torch.nn.functional.cross_entropy(logits_MW, packed.targets_M, reduction="none")
+        ratio_M = torch.exp(logprobs_M - packed.old_M)
+        clipped_M = ratio_M.clamp(1 - self.clip_low, 1 + self.clip_high)
+        total = -torch.minimum(ratio_M * packed.advantages_M, clipped_M * packed.advantages_M).mean()
+        counts = expert_counts(routing, model.config.n_routed_experts)
+        segments = batch.segments
+        return Loss(
+            total, {"loss": float(total.detach())}, segments.tokens, segments.pairs, batch.reply_tokens, counts=counts
+        )
+
+
+class FirstRollouts(Rollouts):
+    """A step's batch as it was made before groups could be drawn again."""
+
+    def batch(self, step: int) -> GroupBatch:
+        attempts = self._attempts(step)
+        each = self.settings.samples_per_prompt
+        groups = []
+        for at in range(0, len(attempts), each):
+            some = attempts[at : at + each]
+            rewards = [float(a.correct) + self.settings.format_reward * float(a.formed) for a in some]
+            mean = sum(rewards) / len(rewards)
+            variance = sum((reward - mean) ** 2 for reward in rewards) / len(rewards)
+            if variance > 1e-12:
+                advantages = [(reward - mean) / variance**0.5 for reward in rewards]
+                ids, logprobs = [a.output.token_ids for a in some], [a.output.logprobs for a in some]
+                experts = [a.output.experts for a in some]
+                groups.append(Group(some[0].prompt_ids, ids, logprobs, advantages, experts))
+        return GroupBatch(groups)
+
+    def problems(self, step: int) -> list[Problem]:
+        seed = 1_000_000 + self.seed * 1_000_003 + step
+        sources = [e.problems("train", seed, self.levels.get(e.name)) for e in self.environments]
+        for source in sources:
+            for _ in range(step % 7):
+                next(source)
+        return [next(source) for source in itertools.islice(itertools.cycle(sources), self.settings.prompts_per_step)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_without_new_settings_is_bit_by_bit_what_it_was_before_there_were_any(stage, even, monkeypatch, workers):
+    new = stage("new", workers)
+    grpo(new, [even], lambda model: {})
+    monkeypatch.setattr(module, "Grpo", lambda low, high, *_, **__: FirstForm(low, high))
+    monkeypatch.setattr(module, "Rollouts", FirstRollouts)
+    old = stage("old", workers)
+    grpo(old, [even], lambda model: {})
+    assert same(saved(new.run), saved(old.run)) and len(saved(new.run)) > 50
+    assert [row["loss"] for row in new.log.read()] == [row["loss"] for row in old.log.read()]
+
+
+EVERYTHING = {
+    "grpo__epochs": 2,
+    "grpo__minibatches": 2,
+    "grpo__refill": 1,
+    "grpo__off_policy": 0.1,
+    "grpo__overlong_tokens": 4,
+    "grpo__sort_by_length": True,
+    "grpo__most_logits": 4000,
+    "grpo__kl_weight": 0.01,
+}
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_every_objective_trains_with_every_setting_and_goes_on_bit_by_bit(stage, even, objective):
+    changes = {**EVERYTHING, "grpo__objective": objective, "grpo__lora_rank": 2 if objective == "gspo" else 0}
+    whole, parts = stage("whole", 2, **changes), stage("parts", 2, **changes)
+    figures = grpo(whole, [even], lambda model: {})
+    with pytest.raises(KeyboardInterrupt):
+        grpo(replace(parts, log=Interrupting(parts.run.metrics_path)), [even], lambda model: {})
+    assert grpo(parts, [even], lambda model: {}) == figures and "samples" not in figures
+    assert same(saved(whole.run), saved(parts.run)) and learnt(whole.log.read()) == learnt(parts.log.read())
+    assert figures["logprob_gap"] < 1e-5 and figures["routing_agreement"] == 1.0, "of each step's first update"
+    before = load_model(whole.run.latest("sft")).state_dict()
+    changed = [key for key, value in saved(whole.run).items() if key in before and not torch.equal(value, before[key])]
+    assert len(changed) > 10
+    assert any(".mlp.experts." in key for key in changed) == (objective != "gspo")
+
+
+def test_low_rank_updates_are_saved_merged_and_sampled_from(stage, even):
+    chosen = stage(grpo__lora_rank=2, grpo__lora_targets='["o_proj"]', grpo__balance_rate=0.0)
+    figures = grpo(chosen, [even], lambda model: {})
+    assert figures["logprob_gap"] < 1e-5, "the engine samples from the adapted weights"
+    before, after = (load_model(chosen.run.latest(name)) for name in ("sft", "grpo"))
+    for name, parameter in after.named_parameters():
+        update = (parameter - before.get_parameter(name)).detach()
+        adapted = name.endswith("o_proj.weight") and ".3." not in name
+        assert int(torch.linalg.matrix_rank(update, rtol=1e-3)) == 2 if adapted else not update.any(), name
+
+
+def test_a_run_may_start_from_a_folder_and_tells_what_it_could_do_before(
+    make_run, make_model, tiny_tokenizer, even, tmp_path
+):
+    save_model(make_model(seed=4), tmp_path / "given", tiny_tokenizer)
+    run = make_run(grpo__start=str(tmp_path / "given"), grpo__kl_weight=0.1)
+    chosen = Stage(run, "grpo", tiny_tokenizer, RunLog(run.metrics_path), SimpleNamespace(tokens=0, flops=0.0))
+    shares = iter([0.25, 0.3, 0.5, 0.5])
+    figures = grpo(chosen, [even], lambda model: {"heldout_even": next(shares)})
+    assert run.summary["grpo"]["before"] == {"heldout_even": 0.25} and figures["heldout_even"] == 0.5
+    row = chosen.log.read("grpo")[0]
+    assert row["logprob_gap"] < 1e-5 and row["kl"] == pytest.approx(0.0, abs=1e-6), "and the KL is to it"
+    again = grpo(chosen, [even], lambda model: {"heldout_even": 0.5})
+    assert again == figures and run.summary["grpo"]["before"] == {"heldout_even": 0.25}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -213,3 +214,56 @@ def test_a_reply_that_broke_off_is_not_learnt_from(tiny_model, tiny_tokenizer, e
     rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, prompts_per_step=1)
     replies(monkeypatch, [[RIGHT, WRONG, WRONG, WRONG]], error="not finite", finish_reason="error")
     assert not rollouts.batch(0).groups
+
+
+def test_groups_that_teach_nothing_are_drawn_again_up_to_a_bound(tiny_model, tiny_tokenizer, even, monkeypatch):
+    """Each draw gives right and wrong to the first problem alone."""
+    asked: list[list[str]] = []
+    seeds: list[int] = []
+
+    def attempt(engine, problems, params, *, environments):
+        asked.append([problem.prompt for problem in problems])
+        seeds.extend(params.seed + i * params.n + j for i in range(len(problems)) for j in range(params.n))
+        made = []
+        for i, problem in enumerate(problems):
+            for j in range(4):
+                output = Output("r", j, [7], "", logprobs=[-1.0])
+                right = i == j == 0
+                made.append(Attempt(problem, [5, 6], Message("assistant", ""), output, {}, right, True, None))
+        return made
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    for refill, rounds in ((0, [4]), (2, [4, 3, 2]), (9, [4, 3, 2, 1])):
+        asked.clear()
+        seeds.clear()
+        rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, refill=refill, replay_routing=False)
+        batch = rollouts.batch(3)
+        assert [len(problems) for problems in asked] == rounds and len(batch.groups) == len(rounds)
+        stream = itertools.islice(rollouts._stream(3), sum(rounds))
+        assert [p for problems in asked for p in problems] == [p.prompt for p in stream], "others each time"
+        assert len(set(seeds)) == len(seeds) == 4 * sum(rounds) and max(seeds) < 1 << 62
+        assert batch.metrics["informative_groups"] == len(rounds) / sum(rounds)
+        assert batch.metrics["correct"] == len(rounds) / (4 * sum(rounds))
+        assert batch.metrics.get("groups") == (len(rounds) if refill else None)
+        assert asked[0] == [problem.prompt for problem in rollouts.problems(3)]
+
+
+def test_a_penalty_for_length_alone_makes_a_group_informative(tiny_model, tiny_tokenizer, even, monkeypatch):
+    rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, prompts_per_step=1, overlong_tokens=8)
+    replies(monkeypatch, [[RIGHT] * 4])  # of 1, 2, 3 and 4 of 10 tokens
+    batch = rollouts.batch(0)
+    found = batch.groups[0].advantages
+    mean = (1 + 1 + 0.875 + 0.75) / 4
+    assert batch.metrics["reward"] == pytest.approx(mean) and batch.metrics["correct"] == 1.0
+    assert found[0] == found[1] > 0 > found[2] > found[3]
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_a_batch_is_what_its_objective_wants(tiny_model, tiny_tokenizer, even, monkeypatch, objective):
+    rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, prompts_per_step=1, objective=objective)
+    replies(monkeypatch, [[RIGHT, WRONG, WRONG, WRONG]])
+    (group,) = rollouts.batch(0).groups
+    centred = [0.75, -0.25, -0.25, -0.25]
+    spread = 1.0 if objective == "dr_grpo" else 0.75**0.5 / 2
+    assert group.advantages == pytest.approx([value / spread for value in centred])
+    assert rollouts.batch(0).cut.by_reply == (objective in ("grpo", "dr_grpo", "gspo"))

@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from leanseek.engine.engine import Engine
+from leanseek.engine.grammar import GrammarCompiler
 from leanseek.engine.request import Event, SamplingParams
+from leanseek.messages import Message, ToolCall
 from leanseek.model.transformer import Transformer
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
@@ -19,18 +21,22 @@ from leanseek.tokens.tokenizer import Tokenizer
 
 
 class ScriptedEngine:
-    """Stands for an engine: every reply is the same given tokens; `hold()` makes steps wait for `allow()`."""
+    """Stands for an engine: every reply is the same given tokens; `hold()` makes steps wait for `allow()`.
+
+    Its grammars are those that a real engine would be given; it follows none.
+    """
 
     def __init__(self, tokenizer: Tokenizer, script: Sequence[int], context_tokens: int = 4096, rows: int = 4) -> None:
         self.tokenizer, self.chat = tokenizer, ChatFormat(tokenizer)
         self.max_context_tokens = context_tokens
-        self.config = SimpleNamespace(bos_token_id=0)
+        self.config = SimpleNamespace(bos_token_id=0, vocab_size=tokenizer.vocab_size)
         self.script, self.rows = list(script), rows
         self.waiting: list[tuple[str, int, SamplingParams]] = []
         self.running: dict[tuple[str, int], tuple[SamplingParams, list[int]]] = {}
         self.seen: list[SamplingParams] = []
         self.prompts: list[list[int]] = []
         self.scopes: list[str] = []
+        self.cached_tokens = 0
         self.fail_next: Exception | None = None
         self.fail_cancel: Exception | None = None
         self._allowed: threading.Semaphore | None = None
@@ -46,6 +52,9 @@ class ScriptedEngine:
         held, self._allowed = self._allowed, None
         if held is not None:
             held.release(1000)
+
+    def compile(self, grammar) -> None:
+        GrammarCompiler(self.tokenizer, self.config.vocab_size, [self.tokenizer.eos_id]).compile(grammar)
 
     @property
     def has_work(self) -> bool:
@@ -82,8 +91,38 @@ class ScriptedEngine:
                 reason = reason or "stop"
             if reason is not None:
                 del self.running[request_id, index]
-            events.append(Event(request_id, index, tokens[-1], -0.5, reason))
+            events.append(self._event(request_id, index, params, tokens, reason))
         return events
+
+    def _event(self, request_id, index, params, tokens, reason) -> Event:
+        token, first = tokens[-1], len(tokens) == 1
+        prompt = self.prompts[-1] if first and params.prompt_logprobs is not None else None
+        return Event(
+            request_id,
+            index,
+            token,
+            -0.5,
+            reason,
+            top_logprobs=_top(token)[: params.logprobs] if params.logprobs else None,
+            cached_tokens=self.cached_tokens if first else 0,
+            prompt_logprobs=None if prompt is None else [None, *[-0.25] * (len(prompt) - 1)],
+            prompt_top_logprobs=None if prompt is None else [None, *(_top(one) for one in prompt[1:])],
+        )
+
+
+def _top(token: int) -> tuple[tuple[int, float], ...]:
+    return ((token, -0.5), (token + 1, -1.5), (token + 2, -2.5))
+
+
+@pytest.fixture
+def speak(tiny_tokenizer: Tokenizer) -> Callable[..., ScriptedEngine]:
+    """Return a function that makes an engine that says a message, tool calls included."""
+
+    def make(content: str = "", thinking: str | None = "hm", calls: Sequence[ToolCall] = (), **options: int):
+        message = Message("assistant", content, thinking, tuple(calls))
+        return ScriptedEngine(tiny_tokenizer, ChatFormat(tiny_tokenizer).reply(message), **options)
+
+    return make
 
 
 @pytest.fixture

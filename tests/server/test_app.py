@@ -14,8 +14,8 @@ import pytest
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
-from leanseek.server import app
-from leanseek.server.app import Served
+from leanseek.server import body as body_module
+from leanseek.server.app import ALIASES, Served
 from leanseek.server.defaults import SamplingDefaults
 from leanseek.tokens.chat import ChatFormat
 
@@ -260,7 +260,7 @@ def test_a_failing_engine_fails_the_request_not_the_server(script, serve, connec
         ('{"messages": []}', 422, "invalid_parameter"),
         (json.dumps({"messages": ASK, "n": 10**9}), 422, "invalid_parameter"),
         (json.dumps({"messages": ASK, "temperature": -1}), 422, "invalid_parameter"),
-        (json.dumps({"messages": ASK, "tools": [{}]}), 400, "unsupported_parameter"),
+        (json.dumps({"messages": ASK, "tools": [{}]}), 422, "invalid_parameter"),
         (json.dumps({"messages": ASK, "model": "gpt"}), 404, "model_not_found"),
         (json.dumps({"messages": [{"role": "user", "content": "a b " * 500}]}), 400, "context_length_exceeded"),
     ],
@@ -279,8 +279,8 @@ def test_openais_client_knows_the_errors(client):
         client.chat.completions.create(model="gpt", messages=ASK)
     with pytest.raises(openai.UnprocessableEntityError, match="max_tokens = 0"):
         client.chat.completions.create(model="tiny", messages=ASK, max_tokens=0)
-    with pytest.raises(openai.BadRequestError, match="top_logprobs"):
-        client.chat.completions.create(model="tiny", messages=ASK, logprobs=True, top_logprobs=5)
+    with pytest.raises(openai.UnprocessableEntityError, match="top_logprobs"):
+        client.chat.completions.create(model="tiny", messages=ASK, top_logprobs=5)
 
 
 def test_paths_that_are_not_there(tiny_server):
@@ -296,7 +296,7 @@ def test_paths_that_are_not_there(tiny_server):
 
 
 def test_a_body_that_is_too_large_is_refused(tiny_server, monkeypatch):
-    monkeypatch.setattr(app, "MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr(body_module, "MOST_BODY_BYTES", 1000)
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}]}).encode()
     assert send(tiny_server, "POST", "/v1/chat/completions", body)[0] == 413
     chunks = iter([body[:900], body[900:]])  # without a length
@@ -305,7 +305,7 @@ def test_a_body_that_is_too_large_is_refused(tiny_server, monkeypatch):
 
 
 def test_a_body_that_never_comes_is_given_up(tiny_server, monkeypatch):
-    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.05)
     with socket.create_connection(("127.0.0.1", tiny_server.port), timeout=5) as opened:
         opened.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         assert b" 408 " in opened.recv(1000).split(b"\r\n")[0]
@@ -313,7 +313,7 @@ def test_a_body_that_never_comes_is_given_up(tiny_server, monkeypatch):
 
 def test_models(client, tiny_server):
     listed = client.models.list().data
-    assert [one.id for one in listed] == ["tiny"]
+    assert [one.id for one in listed] == ["tiny", *ALIASES]
     assert client.models.retrieve("tiny") == listed[0]
     assert listed[0].context_length == 128
     with pytest.raises(openai.NotFoundError):
@@ -349,24 +349,9 @@ def test_health_and_ready(tiny_server):
     assert json.loads(send(tiny_server, "GET", "/ready")[2]) == {"status": "ready", "model": "tiny", "requests": 0}
 
 
-def test_the_page_runs_only_its_own_script(tiny_server):
-    status, headers, body = send(tiny_server, "GET", "/")
-    page = body.decode()
-    assert status == 200
-    policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert policy.count("'sha256-") == page.count("<script>") + page.count("<style>") == 2
-    assert "unsafe" not in policy
-    # Model output goes in as text, and nothing is fetched from elsewhere.
-    for forbidden in (
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "style=",
-        "http:",
-        "//cdn",
-    ):
-        assert forbidden not in page
-    assert not re.search(r"\son\w+=", page)
+def test_the_page_is_there_without_a_key(script, serve):
+    listener = serve(script("a", "b"), api_keys=("alpha",))
+    status, headers, _ = send(listener, "GET", "/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert send(listener, "GET", "/app.js")[0] == 200
+    assert send(listener, "GET", "/", headers={"if-none-match": headers["etag"]})[0] == 304

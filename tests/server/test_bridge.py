@@ -9,7 +9,8 @@ import pytest
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, EngineError
-from leanseek.server.bridge import Bridge, NotReadyError, OverloadedError
+from leanseek.server.bridge import Bridge
+from leanseek.server.ticket import NotReadyError, OverloadedError
 
 
 @pytest.fixture

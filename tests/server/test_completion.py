@@ -1,20 +1,34 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
-from leanseek.server.completion import Completion, count_usage, model_object, to_json
-from leanseek.server.openai import parse_chat_request
-from leanseek.server.reply import Said
+import pytest
+
+from leanseek.server.completion import Completion, model_object
+from leanseek.server.jsontext import to_json
+from leanseek.server.refusal import ApiError
+from leanseek.server.reply import Said, Scored
+from leanseek.server.usage import Usage
+from leanseek.tokens.chat import ToolCallDelta
 
 
-def begin(**fields) -> Completion:
-    body = {"messages": [{"role": "user", "content": "hello"}], **fields}
-    return Completion.begin(parse_chat_request(json.dumps(body).encode()), "tiny", "fp_1")
+def begin(**options) -> Completion:
+    return Completion.begin("tiny", "fp_1", **options)
+
+
+def ended(*reasons):
+    return [SimpleNamespace(finish_reason=reason) for reason in reasons]
+
+
+def chunks(*streams):
+    frames = [one for stream in streams for one in stream]
+    return [json.loads(one.removeprefix(b"data: ")) for one in frames if one != b"data: [DONE]\n\n"]
 
 
 def test_whole():
-    usage = count_usage(5, 7, 3)
-    answer = begin().whole([Said("because", "yes"), Said("hm", "no")], ["stop", "length"], usage)
+    usage = Usage(5, 7, 3, cached_tokens=2)
+    answer = begin().whole([Said("because", "yes"), Said("hm", "no")], ended("stop", "length"), usage)
     assert answer["object"] == "chat.completion"
     assert answer["id"].startswith("chatcmpl-")
     assert (answer["model"], answer["system_fingerprint"]) == ("tiny", "fp_1")
@@ -24,50 +38,89 @@ def test_whole():
     assert message == {"role": "assistant", "content": "yes", "reasoning_content": "because", "refusal": None}
     assert answer["usage"]["total_tokens"] == 12
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 3
-    assert answer["usage"]["prompt_cache_hit_tokens"] + answer["usage"]["prompt_cache_miss_tokens"] == 5
+    assert (answer["usage"]["prompt_cache_hit_tokens"], answer["usage"]["prompt_cache_miss_tokens"]) == (2, 3)
 
 
 def test_without_thinking_there_is_no_reasoning_content():
-    answer = begin(thinking={"type": "disabled"}).whole([Said("", "yes")], ["stop"], count_usage(1, 1, 0))
+    answer = begin(thinks=False).whole([Said("", "yes")], ended("stop"), Usage(1, 1))
     assert "reasoning_content" not in answer["choices"][0]["message"]
 
 
+def test_tool_calls():
+    said = Said(
+        "",
+        "",
+        tool_calls=[ToolCallDelta(0, "c0", "f"), ToolCallDelta(0, arguments='{"a"'), ToolCallDelta(1, "c1", "g")],
+    )
+    said.tool_calls.append(ToolCallDelta(0, arguments=": 1}"))
+    choice = begin().whole([said], ended("tool_calls"), Usage(1, 1))["choices"][0]
+    assert choice["message"]["content"] is None
+    calls = choice["message"]["tool_calls"]
+    assert calls[0] == {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    assert calls[1]["id"] == "c1"
+    (chunk,) = chunks(begin().piece(0, said))
+    first, second = chunk["choices"][0]["delta"]["tool_calls"][:2]
+    assert first == {"index": 0, "id": "c0", "type": "function", "function": {"name": "f", "arguments": ""}}
+    assert second == {"index": 0, "function": {"arguments": '{"a"'}}
+
+
 def test_chunks():
-    answer = begin(stream=True, stream_options={"include_usage": True})
-    chunks = [
-        answer.opening(0),
+    answer = begin(with_usage=True)
+    found = chunks(
+        answer.opening(Usage(1)),
         answer.piece(0, Said("because")),
         answer.piece(0, Said("", "yes")),
-        answer.closing(0, "stop"),
-        answer.usage(count_usage(1, 2, 1)),
-    ]
-    assert {chunk["id"] for chunk in chunks} == {answer.completion_id}
-    assert {chunk["created"] for chunk in chunks} == {answer.created}
-    assert [chunk["choices"][0]["delta"] for chunk in chunks[:4]] == [
+        answer.ending(0, ended("stop")[0]),
+        answer.closing([], Usage(1, 2, 1)),
+    )
+    assert {chunk["id"] for chunk in found} == {answer.completion_id}
+    assert {chunk["created"] for chunk in found} == {answer.created}
+    assert [chunk["choices"][0]["delta"] for chunk in found[:4]] == [
         {"role": "assistant", "content": ""},
         {"reasoning_content": "because"},
         {"content": "yes"},
         {},
     ]
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:4]] == [None, None, None, "stop"]
-    assert [chunk["usage"] for chunk in chunks[:4]] == [None] * 4
-    assert chunks[4]["choices"] == []
-    assert chunks[4]["usage"]["total_tokens"] == 3
-    assert "usage" not in begin().opening(0)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in found[:4]] == [None, None, None, "stop"]
+    assert [chunk["usage"] for chunk in found[:4]] == [None] * 4
+    assert found[4]["choices"] == []
+    assert found[4]["usage"]["total_tokens"] == 3
+    assert "usage" not in chunks(begin().opening(Usage(1)))[0]
+    assert chunks(begin().closing([], Usage(1))) == []
 
 
 def test_a_piece_without_text_is_no_chunk():
-    assert begin().piece(0, Said()) is None
-    assert begin().piece(0, Said(content_logprobs=[("", -1.0)])) is None
-    assert begin(logprobs=True).piece(0, Said(content_logprobs=[("", -1.0)])) is not None
+    assert not list(begin().piece(0, Said()))
+    assert not list(begin().piece(0, Said(content_logprobs=[Scored("", -1.0)])))
+    assert list(begin(with_logprobs=True).piece(0, Said(content_logprobs=[Scored("", -1.0)])))
 
 
 def test_logprobs():
-    said = Said("h", "é", [("h", -0.25)], [("é", float("-inf"))])
-    logprobs = begin(logprobs=True).piece(0, said)["choices"][0]["logprobs"]
-    assert logprobs["content"] == [{"token": "é", "logprob": -9999.0, "bytes": [195, 169], "top_logprobs": []}]
+    said = Said("h", "é", [Scored("h", -0.25)], [Scored("é", float("-inf"), 7, ((5, -0.5), (6, -1.5)))])
+    pieces = {5: b"ab", 6: b"\xc3"}
+    (chunk,) = chunks(begin(with_logprobs=True, bytes_of=pieces.get).piece(0, said))
+    logprobs = chunk["choices"][0]["logprobs"]
+    (entry,) = logprobs["content"]
+    assert (entry["token"], entry["logprob"], entry["bytes"]) == ("é", -9999.0, [195, 169])
+    assert entry["top_logprobs"] == [
+        {"token": "ab", "logprob": -0.5, "bytes": [97, 98]},
+        {"token": "�", "logprob": -1.5, "bytes": [195]},
+    ]
     assert logprobs["reasoning_content"][0]["token"] == "h"
-    assert begin().piece(0, said)["choices"][0]["logprobs"] is None
+    assert chunks(begin().piece(0, said))[0]["choices"][0]["logprobs"] is None
+
+
+def test_a_failure_in_a_stream_is_an_error_event():
+    assert chunks(begin().failure(ApiError(500, "broken")))[0]["error"]["message"] == "broken"
+
+
+@pytest.mark.parametrize(("joules", "usd"), [(None, None), (2.5, None), (2.5, 0.125)])
+def test_costs_are_told_where_they_are_counted(joules, usd):
+    usage = Usage(1, 2, joules=joules, meter="estimated:x", usd=usd)
+    for told in (usage.openai(), usage.anthropic(), usage.responses()):
+        assert told.get("joules") == joules
+        assert told.get("usd") == usd
+        assert ("joules_meter" in told) == (joules is not None)
 
 
 def test_model_object():

@@ -14,6 +14,7 @@ from leanseek.checkpoint.directory import save_model
 from leanseek.errors import CheckpointError, ServerError, UsageError
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
+from leanseek.server.store import Store
 
 
 def get(listener, path):
@@ -120,6 +121,10 @@ def test_of_folder_refuses_what_it_cannot_do(tmp_path):
         Listener.of_folder(tmp_path, port=0, weights="int3")
     with pytest.raises(UsageError, match="max_batch = 0"):
         Listener.of_folder(tmp_path, port=0, max_batch=0)
+    with pytest.raises(UsageError, match="drafts = 9"):
+        Listener.of_folder(tmp_path, port=0, drafts=9)
+    with pytest.raises(UsageError, match="usd_per_hour = -1"):
+        Listener.of_folder(tmp_path, port=0, usd_per_hour=-1)
 
 
 def test_broken_weights_are_never_served(tmp_path, make_model, tiny_tokenizer):
@@ -166,3 +171,38 @@ def test_url():
     listener = Listener(lambda report: None, Served("tiny"), port=0)
     assert listener.url == f"http://127.0.0.1:{listener.port}"
     listener._socket.close()
+
+
+def ask(listener, text="start 5 +3 " * 6):
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "seed": 1}
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        return json.loads(connection.getresponse().read())["usage"]
+    finally:
+        connection.close()
+
+
+def test_what_was_read_is_known_after_a_restart(tmp_path, tiny_model, tiny_tokenizer):
+    save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
+    hits = []
+    for _ in range(2):
+        store = Store(gib=0.01, folder=tmp_path / "cache")
+        with Listener.of_folder(tmp_path / "model", port=0, store=store).background() as listener:
+            hits += [ask(listener)["prompt_cache_hit_tokens"] for _ in range(2)]
+            assert listener.bridge.engine.speculation.drafts == 1
+            usage = ask(listener)
+    assert hits[0] == 0
+    assert 0 < hits[1] <= hits[2] == hits[3] < usage["prompt_tokens"]
+
+
+def test_answers_tell_what_they_cost(tmp_path, tiny_model, tiny_tokenizer):
+    save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
+    listener = Listener.of_folder(tmp_path / "model", port=0, usd_per_hour=0.05, drafts=0, aliases=("mine",))
+    with listener.background():
+        usage = ask(listener)
+        assert listener.bridge.engine.speculation is None
+        assert [one["id"] for one in get(listener, "/v1/models")[1]["data"]][:2] == ["model", "mine"]
+    assert usage["joules"] > 0
+    assert 0 < usage["usd"] < 0.05
+    assert ":" in usage["joules_meter"]

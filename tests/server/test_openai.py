@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from leanseek.messages import Message
+from leanseek.engine.request import Grammar
+from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.server.defaults import SamplingDefaults
-from leanseek.server.openai import ApiError, parse_chat_request
+from leanseek.server.openai import parse_chat_request
+from leanseek.server.refusal import ApiError
+from leanseek.server.toolbox import Choice
 
 ASK = [{"role": "user", "content": "hello"}]
 
@@ -71,6 +74,15 @@ def test_what_is_no_request_at_all_is_400(body, code):
         ({"logprobs": 5}, "logprobs"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"tools": [{"type": "web"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"reasoning_effort": "very"}, "reasoning_effort"),
     ],
 )
 def test_a_wrong_field_is_422_and_named(fields, param):
@@ -80,21 +92,23 @@ def test_a_wrong_field_is_422_and_named(fields, param):
     assert str(caught.value).startswith(param)
 
 
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}, "strict": True}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "param"),
+    ("fields", "status", "param"),
     [
-        ({"logprobs": True, "top_logprobs": 2}, "top_logprobs"),
-        ({"presence_penalty": 0.5, "thinking": {"type": "disabled"}}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"messages": [*ASK, {"role": "assistant", "content": "So", "prefix": True}]}, "messages"),
+        ({"top_logprobs": 2}, 422, "top_logprobs"),
+        ({"tools": [NOW, NOW]}, 422, "tools"),
+        ({"tool_choice": "required"}, 422, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "then"}}}, 422, "tool_choice"),
+        ({"tools": [NOW], "response_format": {"type": "json_object"}}, 400, "response_format"),
     ],
 )
-def test_what_is_not_served_is_refused_not_ignored(fields, param):
+def test_fields_that_do_not_go_together(fields, status, param):
     with pytest.raises(ApiError) as caught:
-        parse(**fields)
-    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "unsupported_parameter", param)
+        parse(**fields).asked()
+    assert (caught.value.status, caught.value.param) == (status, param)
 
 
 def test_what_changes_nothing_is_accepted():
@@ -104,6 +118,7 @@ def test_what_changes_nothing_is_accepted():
         user="someone",
         presence_penalty=0.5,  # in thinking mode DeepSeek ignores it
         tools=[],
+        tool_choice="auto",
         logit_bias={},
         response_format={"type": "text"},
         top_logprobs=0,
@@ -113,7 +128,8 @@ def test_what_changes_nothing_is_accepted():
     )
     assert request.thinks
     assert not parse(thinking={"type": "disabled"}).thinks
-    assert parse(tools=[{"type": "function"}], tool_choice="none").tools is not None
+    assert parse(tools=[NOW], tool_choice="none").asked().toolbox.offered == ()
+    assert request.asked().scope == "someone"
 
 
 def test_conversation():
@@ -128,34 +144,125 @@ def test_conversation():
     assert request.conversation() == [
         Message("system", "be brief"),
         Message("user", "2+3?"),
-        Message("assistant", ""),
+        Message("assistant", "", "hm"),
         Message("user", "grüße 🙂"),
     ]
 
 
+def test_tools_in_the_history():
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    asked = parse(
+        messages=[
+            *ASK,
+            {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+        ],
+        tools=[NOW],
+        parallel_tool_calls=False,
+    ).asked()
+    assert asked.messages[1:] == (
+        Message("assistant", "", "hm", (ToolCall("c1", "now", "{}"),)),
+        Message("tool", "12:00", tool_call_id="c1", name="now"),
+    )
+    assert asked.toolbox.offered == (ToolSpec("now", "", {"type": "object"}, strict=True),)
+    assert not asked.toolbox.several
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, Choice()),
+        ("auto", Choice()),
+        ("none", Choice("none")),
+        ("required", Choice("required")),
+        ({"type": "function", "function": {"name": "now"}}, Choice("named", "now")),
+        ({"type": "function", "name": "now"}, Choice("named", "now")),
+    ],
+)
+def test_tool_choice(given, expected):
+    assert parse(tools=[NOW], tool_choice=given).asked().toolbox.choice == expected
+
+
+def test_the_form_of_the_answer():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert parse(response_format=form).asked().form == Grammar("json_schema", json.dumps(schema))
+    assert parse(response_format={"type": "json_object"}).asked().form == Grammar("json_object")
+    assert parse(response_format={"type": "text"}).asked().form is None
+    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}
+    assert parse(response_format=form).asked().form == Grammar("regex", "[0-9]+")
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks", "effort"),
+    [
+        ({}, True, "high"),
+        ({"thinking": {"type": "disabled"}}, False, "none"),
+        ({"thinking": {}}, True, "high"),
+        ({"reasoning_effort": "none"}, False, "none"),
+        ({"reasoning_effort": "minimal"}, True, "low"),
+        ({"reasoning_effort": "medium"}, True, "high"),
+        ({"reasoning_effort": "ultra"}, True, "max"),
+        ({"reasoning_effort": 30}, True, "low"),
+        ({"model": "deepseek-chat"}, False, "none"),
+        ({"model": "deepseek-chat", "thinking": {"type": "enabled"}}, True, "high"),
+        ({"model": "deepseek-reasoner"}, True, "high"),
+    ],
+)
+def test_whether_and_how_long_to_think(fields, thinks, effort):
+    request = parse(**fields)
+    assert (request.thinks, request.effort) == (thinks, effort)
+
+
+def test_going_on_with_a_message():
+    last = {"role": "assistant", "content": "So", "prefix": True}
+    assert parse(messages=[*ASK, last]).asked().goes_on
+    assert not parse(messages=[*ASK, last]).thinks  # the answer has begun without
+    assert parse(messages=[*ASK, {**last, "reasoning_content": "hm"}]).thinks
+    assert not parse(messages=[*ASK, {**last, "prefix": False}]).asked().goes_on
+
+
+@pytest.mark.parametrize("user_id", ["", "a b", "ü", "x" * 513])
+def test_a_user_id_out_of_its_pattern(user_id):
+    with pytest.raises(ApiError) as caught:
+        parse(user_id=user_id)
+    assert (caught.value.status, caught.value.param) == (422, "user_id")
+
+
+def draw(request, defaults=SamplingDefaults(), room_tokens=100, **options):
+    return request.params(defaults, max_tokens=request.asked().max_tokens or room_tokens, **options)
+
+
 def test_sampling_takes_the_request_before_the_models_defaults():
     defaults = SamplingDefaults(temperature=0.6, top_p=0.95, top_k=40, min_p=0.1)
-    params = parse().sampling(defaults, 100)
+    params = draw(parse(), defaults)
     assert (params.max_tokens, params.n, params.stop, params.logprobs) == (100, 1, (), None)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 0.95, 40, 0.1)
     asked = parse(temperature=0, top_p=1, top_k=-1, min_p=0, max_tokens=7, n=3, seed=5, stop="x", logprobs=True)
-    params = asked.sampling(defaults, 100)
+    params = draw(asked, defaults)
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0, 1, 0, 0)
-    assert (params.max_tokens, params.n, params.seed, params.stop, params.logprobs) == (7, 3, 5, ("x",), 0)
+    assert (params.max_tokens, params.n, params.seed, params.stop) == (7, 3, 5, ("x",))
+    assert asked.asked().logprobs == 0
+    assert parse(logprobs=True, top_logprobs=20).asked().logprobs == 20
     greedy = SamplingDefaults(temperature=0.6, do_sample=False)
-    assert parse().sampling(greedy, 100).temperature == 0
+    assert draw(parse(), greedy).temperature == 0
+    assert parse(max_tokens=50, max_completion_tokens=9).asked().max_tokens == 9
+    assert 0 < draw(parse(top_p=0)).top_p < 1e-3
 
 
-def test_sampling_limits_the_reply():
-    assert parse(max_tokens=500).sampling(SamplingDefaults(), 100).max_tokens == 100
-    assert parse(max_tokens=50, max_completion_tokens=9).sampling(SamplingDefaults(), 100).max_tokens == 9
-    assert 0 < parse(top_p=0).sampling(SamplingDefaults(), 100).top_p < 1e-3
+def test_penalties_and_biases():
+    request = parse(presence_penalty=0.5, frequency_penalty=-1, repetition_penalty=1.2, logit_bias={"5": -100, "7": 2})
+    params = draw(request)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.5, -1, 1.2)
+    assert params.logit_bias == ((5, -100), (7, 2))
+    params = draw(request, penalties=False)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0, 0, 1.2)
 
 
 def test_seeds_fit_the_engine_and_differ_where_none_is_given():
     for seed in (-(1 << 63), -1, (1 << 63) - 1):
-        assert 0 <= parse(seed=seed).sampling(SamplingDefaults(), 9).seed < 1 << 62
-    assert parse().sampling(SamplingDefaults(), 9).seed != parse().sampling(SamplingDefaults(), 9).seed
+        assert 0 <= draw(parse(seed=seed)).seed < 1 << 62
+    assert draw(parse()).seed != draw(parse()).seed
 
 
 def test_the_envelope_is_openais():

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from leanseek.engine.request import Event
-from leanseek.server.reply import Reply, Said, _open_end
+from leanseek.messages import Message, ToolCall
+from leanseek.server.reply import Reply, Said, _open_end, whole_calls
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 
@@ -135,3 +136,53 @@ def test_after_the_end_nothing_is_said(tiny_tokenizer):
 )
 def test_open_end(text, stops, expected):
     assert _open_end(text, stops) == expected
+
+
+def call_ids(tokenizer: Tokenizer, thinking: str | None = None) -> list[int]:
+    calls = (ToolCall("", "now", '{"at": 5}'), ToolCall("", "then", "{}"))
+    return ChatFormat(tokenizer).reply(Message("assistant", "so", thinking, calls))
+
+
+@pytest.mark.parametrize("thinking", [None, "hm"])
+def test_tool_calls(tiny_tokenizer, thinking):
+    reply = Reply(ChatFormat(tiny_tokenizer), (), thinking=thinking is not None, call_id=lambda at: f"c{at}")
+    said = Said.joined(follow(reply, call_ids(tiny_tokenizer, thinking), "stop"))
+    assert (said.content, said.reasoning_content) == ("so", thinking or "")
+    calls = [ToolCall("c0", "now", '{"at": 5}'), ToolCall("c1", "then", "{}")]
+    assert whole_calls(said.tool_calls) == calls
+    assert (reply.finish_reason, reply.calls) == ("tool_calls", 2)
+    assert reply.done() == (thinking or "", calls)
+    assert "".join(one.text for one in said.content_logprobs) == "so"
+
+
+def test_a_stop_text_may_cut_a_call_off(tiny_tokenizer):
+    reply = Reply(ChatFormat(tiny_tokenizer), ("5}",), thinking=False)
+    said = Said.joined(follow(reply, call_ids(tiny_tokenizer), "stop"))
+    (call,) = whole_calls(said.tool_calls)
+    assert (call.name, call.arguments) == ("now", '{"at": ')
+    assert (reply.finish_reason, reply.stopped_by) == ("stop", "5}")
+
+
+def test_without_tools_a_call_is_text(tiny_tokenizer):
+    reply = Reply(ChatFormat(tiny_tokenizer), (), thinking=False, tools=False)
+    said = Said.joined(follow(reply, call_ids(tiny_tokenizer), "stop"))
+    assert (said.tool_calls, reply.finish_reason) == ([], "stop")
+    assert said.content == 'sonow{"at": 5}then{}'
+
+
+def test_plain_text_knows_no_marks(tiny_tokenizer):
+    chat = ChatFormat(tiny_tokenizer)
+    reply = Reply(chat, (), thinking=False, plain=True)
+    ids = [*tiny_tokenizer.encode("a\n"), chat.end_think_id, *tiny_tokenizer.encode("b🙂")]
+    said = Said.joined(follow(reply, ids))
+    assert (said.content, said.reasoning_content) == ("a\nb🙂", "")
+
+
+def test_a_reply_that_the_server_ends(tiny_tokenizer):
+    reply = Reply(ChatFormat(tiny_tokenizer), ("answer",), thinking=False)
+    for token in tiny_tokenizer.encode("the an"):
+        reply.push(Event("r", 0, token, -1.0))
+    said = reply.end("insufficient_system_resource")
+    assert said.content.endswith("an")
+    assert reply.finish_reason == "insufficient_system_resource"
+    assert reply.end("stop") == Said()

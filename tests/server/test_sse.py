@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from leanseek.server import sse
-from leanseek.server.sse import ClientGoneError, EventStream, frame, unless_disconnected
+from leanseek.server.jsontext import frame
+from leanseek.server.sse import ClientGoneError, EventStream, unless_disconnected
 
 
 def test_frame():

@@ -1,20 +1,23 @@
-"""GRPO: groups of sampled replies -> clipped policy-gradient loss, per token, without a critic."""
+"""GRPO: groups of sampled replies -> policy-gradient loss, without a critic; in all its forms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 from leanseek.train.balance import expert_counts
+from leanseek.train.objectives.cut import Cut, share_out
+from leanseek.train.objectives.forms import Average, Ratio
+from leanseek.train.objectives.logprobs import Support, token_logprobs
 from leanseek.train.objectives.loss import Loss
+from leanseek.train.objectives.surrogate import Replies, average, gains, on_policy, ratios, unbiased_kl
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,8 @@ class Group:
         advantages: one per reply.
         experts: per reply, the routing of the prompt's and the reply's tokens but the last, [tokens, MoE layers, K];
             None: routing is not replayed.
+        supports: per reply, for each token those that could have been drawn in its place, where sampling cut the
+            distribution; the log-probabilities are then of the shares among these. None: any token.
     """
 
     prompt: Sequence[int]
@@ -35,6 +40,7 @@ class Group:
     logprobs: Sequence[Sequence[float]]
     advantages: Sequence[float]
     experts: Sequence[Tensor] | None = None
+    supports: Sequence[Sequence[Sequence[int]]] | None = None
 
     @property
     def tokens(self) -> int:
@@ -50,11 +56,13 @@ class GroupBatch:
         groups: those with something to learn; none where no group's replies differ in reward.
         metrics: how they came about, for the log.
         device: where the packed tensors go.
+        cut: into which optimiser steps and parts it goes.
     """
 
     groups: Sequence[Group]
     metrics: Mapping[str, float] = field(default_factory=dict)
     device: torch.device | str = "cpu"
+    cut: Cut = field(default_factory=Cut)
 
     @property
     def reply_tokens(self) -> int:
@@ -66,29 +74,30 @@ class GroupBatch:
         """Tokens that the model reads."""
         return sum(group.tokens for group in self.groups)
 
+    def updates(self) -> list[GroupBatch]:
+        """Return what each optimiser step is over: whole groups, every one once in each epoch."""
+        cut = self.cut
+        if cut.epochs == cut.minibatches == 1:
+            return [self]
+        parts = [self.groups[at :: cut.minibatches] for at in range(cut.minibatches)]
+        return [replace(self, groups=part) for _ in range(cut.epochs) for part in parts if part]
+
     def pieces(self, count: int, tokens: int | None) -> list[tuple[GroupBatch, float]]:
         """Return about `count` parts of whole groups, or more, so that each has about `tokens` tokens at most.
 
-        Parts are cut where a group ends, nearest to an even share. Each comes with its share of the reply tokens.
+        Each comes with its share of what the loss is averaged over: reply tokens, or replies.
         """
-        if not self.groups:
-            return []
-        size = -(-self.tokens // count)
-        if tokens is not None:
-            size = min(size, tokens)
-        parts: list[list[Group]] = [[]]
-        total = 0
-        for group in self.groups:
-            if total + group.tokens / 2 > size * len(parts) and parts[-1]:
-                parts.append([])
-            parts[-1].append(group)
-            total += group.tokens
-        batches = [GroupBatch(part, {}, self.device) for part in parts]
-        return [(batch, batch.reply_tokens / self.reply_tokens) for batch in batches]
+        parts = share_out(self.groups, count, tokens, by_length=self.cut.by_length)
+        batches = [replace(self, groups=part, metrics={}) for part in parts]
+        return [(batch, batch._weight / self._weight) for batch in batches]
 
     def to(self, device: torch.device | str) -> GroupBatch:
         """Return the batch on a device."""
-        return GroupBatch(self.groups, self.metrics, device)
+        return replace(self, device=device)
+
+    @property
+    def _weight(self) -> int:
+        return sum(len(group.replies) for group in self.groups) if self.cut.by_reply else self.reply_tokens
 
     @cached_property
     def segments(self) -> Segments:
@@ -114,6 +123,7 @@ class GroupBatch:
         old: list[float] = []
         advantages: list[float] = []
         experts: list[Tensor] = []
+        supports: list[Sequence[int]] = []
         for group in self.groups:
             tokens += group.prompt
             last_of_prompt = len(tokens) - 1
@@ -128,6 +138,8 @@ class GroupBatch:
                 advantages += [group.advantages[i]] * len(reply)
                 if group.experts is not None:
                     experts.append(group.experts[i][len(group.prompt) :])
+                if group.supports is not None:
+                    supports += group.supports[i]
         device = self.device
         return Packed(
             torch.tensor(tokens, device=device),
@@ -136,6 +148,8 @@ class GroupBatch:
             torch.tensor(old, dtype=torch.float32, device=device),
             torch.tensor(advantages, dtype=torch.float32, device=device),
             torch.cat(experts).to(device=device, dtype=torch.int64) if experts else None,
+            Replies.of([len(reply) for group in self.groups for reply in group.replies], device),
+            _support(supports, device) if supports else None,
         )
 
 
@@ -150,6 +164,8 @@ class Packed:
         old_M: the engine's log-probabilities.
         advantages_M: of the reply that each token belongs to.
         replay_TNK: experts to use, or None.
+        replies: which tokens form a reply.
+        support: what each reply token's place could have drawn; None: any token.
     """
 
     tokens_T: Tensor
@@ -158,19 +174,32 @@ class Packed:
     old_M: Tensor
     advantages_M: Tensor
     replay_TNK: Tensor | None
+    replies: Replies
+    support: Support | None
+
+
+def _support(places: Sequence[Sequence[int]], device: torch.device | str) -> Support:
+    tokens = [token for place in places for token in place]
+    counts = [len(place) for place in places]
+    return Support(torch.tensor(tokens, device=device), torch.tensor(counts, device=device))
 
 
 @dataclass(frozen=True, eq=False)
 class Grpo:
-    """The token-level clipped loss; the old policy is the engine's, as it sampled.
+    """The clipped loss; the old policy is the engine's, as it sampled. The defaults are DAPO's form.
 
     Args:
         clip_low, clip_high: the ratio to the old policy counts within 1 - clip_low .. 1 + clip_high.
         temperature: that the replies were sampled at.
         kl_weight: weight of the estimated KL to `reference`; 0: none.
         reference: the model that KL is measured to.
+        ratio, average: as `forms.Form` has them.
+        longest: what "constant" divides a reply's sum by, in tokens.
+        off_policy: from which distance on bad replies are left out, in nats a token; None: none is.
+        most_logits: logits in memory at once; None: all.
     Source: DeepSeekMath (arXiv 2402.03300) section 4.1; clip-higher and the sum over all tokens: DAPO
-        (arXiv 2503.14476); keep-routing and the KL times the ratio: DeepSeek-V3.2 (arXiv 2512.02556) section 3.1.
+        (arXiv 2503.14476); keep-routing, keep-sampling-mask, the KL times the ratio and the mask of bad replies:
+        DeepSeek-V3.2 (arXiv 2512.02556) section 3.1. The other forms: `forms.FORMS`.
     """
 
     clip_low: float
@@ -178,16 +207,25 @@ class Grpo:
     temperature: float = 1.0
     kl_weight: float = 0.0
     reference: Transformer | None = None
+    ratio: Ratio = "token"
+    average: Average = "tokens"
+    longest: int = 1
+    off_policy: float | None = None
+    most_logits: int | None = None
 
     def __call__(self, model: Transformer, batch: GroupBatch) -> Loss:
         """Return the loss of a batch."""
         packed = batch.packed
         routing = Routing(replay_TNK=packed.replay_TNK, compare=packed.replay_TNK is not None)
         logprobs_M = self._logprobs(model, batch, routing)
-        ratio_M = torch.exp(logprobs_M - packed.old_M)
+        ratio_M = ratios(logprobs_M, packed.old_M, packed.replies, self.ratio)
         clipped_M = ratio_M.clamp(1 - self.clip_low, 1 + self.clip_high)
-        gains_M = torch.minimum(ratio_M * packed.advantages_M, clipped_M * packed.advantages_M)
-        total = -gains_M.mean()
+        gains_M = gains(self.ratio, ratio_M, clipped_M, logprobs_M, packed.advantages_M)
+        kept_M = None
+        if self.off_policy is not None:
+            kept_M = on_policy(logprobs_M, packed.old_M, packed.advantages_M, packed.replies, self.off_policy)
+            gains_M = gains_M * kept_M
+        total = -self._average(gains_M, packed)
         with torch.no_grad():
             gap_M = (logprobs_M - packed.old_M).abs()
             metrics = {
@@ -197,13 +235,16 @@ class Grpo:
                 "clip_fraction": float((ratio_M != clipped_M).float().mean()),
                 "entropy": -float(logprobs_M.mean()),  # estimated on the samples themselves
             }
+            if kept_M is not None:
+                metrics["off_policy_fraction"] = float(1 - packed.replies.mean(kept_M).mean())
             if routing.agreed:
                 metrics["routing_agreement"] = float(torch.stack(routing.agreed).float().mean())
         if self.kl_weight > 0 and self.reference is not None:
             with torch.no_grad():
                 reference_M = self._logprobs(self.reference, batch, Routing(replay_TNK=packed.replay_TNK))
-            gap_M = reference_M - logprobs_M
-            kl = (ratio_M * (torch.exp(gap_M) - gap_M - 1)).mean()
+            if self.ratio == "reply":
+                ratio_M = ratios(logprobs_M, packed.old_M, packed.replies, "token")
+            kl = self._average(unbiased_kl(ratio_M, logprobs_M, reference_M), packed)
             total = total + self.kl_weight * kl
             metrics["kl"] = float(kl.detach())
         counts = expert_counts(routing, model.config.n_routed_experts)
@@ -213,11 +254,18 @@ class Grpo:
             total, metrics, segments.tokens, segments.pairs, batch.reply_tokens, references=references, counts=counts
         )
 
+    def _average(self, values_M: Tensor, packed: Packed) -> Tensor:
+        return average(values_M, packed.replies, self.average, self.longest)
+
     def _logprobs(self, model: Transformer, batch: GroupBatch, routing: Routing) -> Tensor:
-        """Return the log-probability of each reply token, as sampled at the temperature."""
+        """Return the log-probability of each reply token, as sampled."""
         packed = batch.packed
         hidden_TD = model(packed.tokens_T, batch.segments, routing=routing)
-        logits_MW = model.logits(hidden_TD.index_select(0, packed.rows_M)).float()
-        if self.temperature != 1.0:
-            logits_MW = logits_MW / self.temperature
-        return -F.cross_entropy(logits_MW, packed.targets_M, reduction="none")
+        return token_logprobs(
+            model,
+            hidden_TD.index_select(0, packed.rows_M),
+            packed.targets_M,
+            self.temperature,
+            most_logits=self.most_logits,
+            support=packed.support,
+        )

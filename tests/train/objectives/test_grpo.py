@@ -12,11 +12,20 @@ import torch
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
-from leanseek.settings import TrainSettings
+from leanseek.rl.grpo import objective_of
+from leanseek.settings import GrpoSettings, TrainSettings
+from leanseek.train.objectives.cut import Cut
+from leanseek.train.objectives.forms import FORMS
 from leanseek.train.objectives.grpo import Group, GroupBatch, Grpo
 from leanseek.train.trainer import Trainer
 
 PLAIN = Grpo(clip_low=0.2, clip_high=0.28)
+
+
+class Counters:
+    """Where work is charged."""
+
+    tokens, flops = 0, 0.0
 
 
 def reply_logprobs(model: Transformer, group: Group, index: int, temperature: float = 1.0) -> torch.Tensor:
@@ -213,10 +222,6 @@ def test_pieces_are_whole_groups_and_sum_to_the_whole(make_model, count, tokens,
 def test_workers_share_a_batch_and_learn_the_same(make_model):
     model = make_model()
     batch = GroupBatch(groups_of(model, shift=0.6, replay=True), {"reward": 0.5})
-
-    class Counters:
-        tokens, flops = 0, 0.0
-
     found = []
     for workers in (1, 2, 2):
         trainer = Trainer(model, PLAIN, TrainSettings(steps=1), Counters(), workers)
@@ -237,3 +242,115 @@ def test_a_batch_goes_to_a_device_and_keeps_its_metrics():
     assert moved.metrics == {"reward": 0.5} and moved.packed.tokens_T.device.type == "meta"
     assert batch.packed.tokens_T.tolist() == [5, 7] and batch.packed.rows_M.tolist() == [0, 0, 1]
     assert batch.packed.targets_M.tolist() == [6, 7, 8] and batch.packed.replay_TNK is None
+
+
+def first_form(model: Transformer, groups: Sequence[Group]) -> torch.Tensor:
+    """The loss as it was before it had other forms, operation by operation: runs of then must be runs of now."""
+    packed = GroupBatch(groups).packed
+    hidden_TD = model(packed.tokens_T, GroupBatch(groups).segments, routing=Routing(replay_TNK=packed.replay_TNK))
+    logits_MW = model.logits(hidden_TD.index_select(0, packed.rows_M)).float()
+    logprobs_M = -torch.nn.functional.cross_entropy(logits_MW, packed.targets_M, reduction="none")
+    ratio_M = torch.exp(logprobs_M - packed.old_M)
+    clipped_M = ratio_M.clamp(1 - 0.2, 1 + 0.28)
+    return -torch.minimum(ratio_M * packed.advantages_M, clipped_M * packed.advantages_M).mean()
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_the_default_is_bit_by_bit_what_it_was_before_there_were_forms(make_model, replay):
+    model = make_model()
+    groups = groups_of(model, shift=0.6, replay=replay)
+    expected, found = first_form(model, groups), objective_of(GrpoSettings())(model, GroupBatch(groups)).total
+    assert torch.equal(expected, found) and float(found.detach()) != 0.0
+    wanted, got = gradients(model, expected), gradients(model, found)
+    assert wanted.keys() == got.keys() and all(torch.equal(wanted[name], got[name]) for name in wanted)
+    one, (whole, share) = GroupBatch(groups).updates()[0], GroupBatch(groups).pieces(1, None)[0]
+    assert one.groups == whole.groups == groups and share == 1.0
+
+
+def by_loop(objective: Grpo, model: Transformer, groups: Sequence[Group]) -> float:
+    """Return the loss of any form, a reply at a time."""
+    replies = []
+    for group in groups:
+        for i, advantage in enumerate(group.advantages):
+            new, old = reply_logprobs(model, group, i).detach(), torch.tensor(group.logprobs[i])
+            if objective.off_policy is not None and advantage < 0 and float((old - new).mean()) > objective.off_policy:
+                replies.append(torch.zeros(len(old)))
+                continue
+            log_ratio = (new - old).mean().expand(len(old)) if objective.ratio == "reply" else new - old
+            ratio = log_ratio.exp()
+            clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+            gain = torch.minimum(ratio * advantage, clipped * advantage)
+            replies.append(clipped * advantage * new if objective.ratio == "weight" else gain)
+    if objective.average == "tokens":
+        return -float(torch.cat(replies).mean())
+    if objective.average == "replies":
+        return -float(torch.stack([reply.mean() for reply in replies]).mean())
+    return -float(torch.cat(replies).sum()) / (len(replies) * objective.longest)
+
+
+@pytest.mark.parametrize("settings", [{}, {"off_policy": 0.05}, {"most_logits": 2 * 320}], ids=str)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_its_loop_and_its_pieces_sum_to_the_whole(make_model, name, settings):
+    model = make_model()
+    groups = groups_of(model, shift=0.6)
+    chosen = GrpoSettings(objective=name, max_new_tokens=12, **settings)
+    objective = objective_of(chosen)
+    cut = Cut(by_reply=FORMS[name].average != "tokens")
+    batch = GroupBatch(groups, cut=cut)
+    whole = objective(model, batch)
+    assert float(whole.total.detach()) == pytest.approx(by_loop(objective, model, groups), abs=2e-5)
+    assert ("off_policy_fraction" in whole.metrics) == ("off_policy" in settings)
+    if "off_policy" in settings:
+        assert 0 < whole.metrics["off_policy_fraction"] < 1
+    for by_length in (False, True):
+        pieces = GroupBatch(groups, cut=replace(cut, by_length=by_length)).pieces(3, None)
+        assert len(pieces) == 3 and sum(share for _, share in pieces) == pytest.approx(1.0)
+        parts = sum(objective(model, piece).total * share for piece, share in pieces)
+        assert float(parts.detach()) == pytest.approx(float(whole.total.detach()), abs=1e-6)
+
+
+def test_updates_see_every_group_once_an_epoch(make_model):
+    groups = groups_of(make_model())
+    batch = GroupBatch(groups, {"reward": 0.5}, cut=Cut(epochs=3, minibatches=2))
+    updates = batch.to("cpu").updates()
+    assert len(updates) == 6
+    for at in range(0, 6, 2):
+        assert sorted(map(id, (g for u in updates[at : at + 2] for g in u.groups))) == sorted(map(id, groups))
+    assert len(GroupBatch(groups[:1], cut=Cut(2, 3)).updates()) == 2, "no step on nothing"
+    assert GroupBatch([], cut=Cut(2, 3)).updates() == []
+
+
+def test_several_steps_are_taken_on_a_batch_and_the_first_tells_the_gap(make_model):
+    losses = []
+    for epochs in (1, 3):
+        model = make_model()
+        groups = groups_of(model, shift=0.0)
+        trainer = Trainer(model, PLAIN, TrainSettings(steps=1, optimiser={"name": "adamw", "lr": 1e-3}), Counters(), 2)
+        metrics = trainer.step(GroupBatch(groups, cut=Cut(epochs=epochs, minibatches=2)))
+        assert trainer.optimiser.steps == 2 * epochs and trainer.done == 0
+        assert metrics["logprob_gap"] < 1e-5, "of the step before which no weight had moved"
+        assert metrics.keys() >= {"gradient_norm", "lr_factor", "clip_fraction"}
+        losses.append(float(PLAIN(model, GroupBatch(groups)).total.detach()))
+    assert losses[1] < losses[0]
+
+
+@torch.no_grad()
+def test_replies_drawn_from_a_support_are_learnt_on_it(make_model):
+    """With its own shares among what could be drawn as the old ones, the ratio is 1 everywhere."""
+    model = make_model()
+    group = groups_of(model, shift=0.0)[0]
+    supports, logprobs = [], []
+    for reply in group.replies:
+        ids = torch.tensor([*group.prompt, *reply])
+        logits = model.logits(model(ids[:-1], Segments.single(len(ids) - 1)))[len(group.prompt) - 1 :]
+        kept = [[int(token), *range(300, 300 + at % 4)] for at, token in enumerate(reply)]
+        supports.append(kept)
+        logprobs.append(
+            [float(torch.log_softmax(row[tokens], -1)[0]) for row, tokens in zip(logits.float(), kept, strict=True)]
+        )
+    known = replace(group, supports=supports, logprobs=logprobs)
+    loss = PLAIN(model, GroupBatch([known]))
+    assert loss.metrics["logprob_gap"] < 1e-5
+    assert PLAIN(model, GroupBatch([replace(known, supports=None)])).metrics["logprob_gap"] > 1.0
+    chunked = replace(PLAIN, most_logits=640)(model, GroupBatch([known]))
+    assert float(chunked.total) == pytest.approx(float(loss.total), abs=1e-6)

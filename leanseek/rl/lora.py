@@ -1,0 +1,134 @@
+"""Lora: low-rank updates of chosen layers in place of full training; the weights in memory are always the merged ones.
+
+W = W0 + alpha / rank B A is written into the model after every step, so that engine, objective and checkpoint see an
+ordinary model. The gradients of A and B follow from that of W, which the trainer computes anyhow: what is saved is the
+optimiser's state, and the gradients of all layers that are not adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanseek.errors import ConfigError, nearest
+from leanseek.model.layers import Linear
+from leanseek.model.transformer import Transformer
+from leanseek.settings import OptimiserSettings
+from leanseek.train.optimisers import Optimiser
+
+
+class Lora:
+    """Trains A and B of the adapted layers; to the trainer, an optimiser.
+
+    Args:
+        model: its other parameters are frozen.
+        settings: of the optimiser of A and B.
+        rank: of the updates.
+        alpha: they are multiplied by alpha / rank.
+        targets: last parts of names of Linear layers, such as "q_proj"; none: all of the main layers but the head.
+        seed: of A; B begins at zero, so that the model begins as it is.
+    Raises:
+        ConfigError: a target that the model does not have.
+    Source: Hu et al. 2021 (arXiv 2106.09685) section 4.1.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        settings: OptimiserSettings,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        self.scale = alpha / rank
+        self.weights = {name: layer.weight for name, layer in _chosen(model, targets).items()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        self.base: dict[str, Tensor] = {}
+        self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        factors = nn.Module()
+        for name, weight in self.weights.items():
+            weight.requires_grad_(True)
+            self.base[name] = weight.detach().float().clone()
+            outputs, inputs = weight.shape
+            a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+            pair = nn.Parameter(a.to(weight.device)), nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
+            self.factors[name] = pair
+            for side, parameter in zip("AB", pair, strict=True):
+                factors.register_parameter(f"{name.replace('.', '/')}/{side}", parameter)
+        self.inner = Optimiser(factors, settings)
+
+    @property
+    def settings(self) -> OptimiserSettings:
+        """Of the optimiser of A and B."""
+        return self.inner.settings
+
+    @torch.no_grad()
+    def clip(self) -> float:
+        """Turn the gradients of the weights into those of A and B, and scale these; return their norm before."""
+        for name, weight in self.weights.items():
+            a, b = self.factors[name]
+            if weight.grad is None:
+                a.grad = b.grad = None
+                continue
+            gradient = weight.grad.float()
+            a.grad = self.scale * (b.t() @ gradient)
+            b.grad = self.scale * (gradient @ a.t())
+        return self.inner.clip()
+
+    @torch.no_grad()
+    def step(self, lr_factor: float) -> None:
+        """Apply one update to A and B, and write the merged weights."""
+        self.inner.step(lr_factor)
+        for name, weight in self.weights.items():
+            a, b = self.factors[name]
+            weight.copy_(torch.addmm(self.base[name], b, a, alpha=self.scale))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.inner.zero_grad()
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs: the weights without the updates among it."""
+        a = {name: pair[0].detach() for name, pair in self.factors.items()}
+        b = {name: pair[1].detach() for name, pair in self.factors.items()}
+        return {"inner": self.inner.state_dict(), "base": self.base, "a": a, "b": b}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` gave; the model's weights are the merged ones already."""
+        self.inner.load_state_dict(state["inner"])
+        for name, (a, b) in self.factors.items():
+            self.base[name].copy_(state["base"][name])
+            a.copy_(state["a"][name])
+            b.copy_(state["b"][name])
+
+
+def _chosen(model: Transformer, targets: Sequence[str]) -> dict[str, Linear]:
+    """Return the layers to adapt by the names of their weights."""
+    mtp = f"model.layers.{model.config.num_hidden_layers}."
+    # The MTP layer and V3.2's indexer get no gradient from this objective.
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and not name.startswith(mtp) and ".indexer." not in name
+    }
+    kinds = {name.rpartition(".")[2] for name in layers}
+    for target in targets:
+        if target not in kinds:
+            raise ConfigError(
+                f"grpo.lora_targets has {target!r}, which is not a layer of this model{nearest(target, kinds)}; "
+                f"it has {', '.join(sorted(kinds))}"
+            )
+        if target == "lm_head" and model.config.tie_word_embeddings:
+            raise ConfigError("grpo.lora_targets has 'lm_head', but this model's head is its embedding: leave it out")
+    wanted = set(targets) or kinds - {"lm_head"}
+    return {f"{name}.weight": layer for name, layer in layers.items() if name.rpartition(".")[2] in wanted}

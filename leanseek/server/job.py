@@ -1,0 +1,138 @@
+"""Job: requests under way for one client, and their replies told whole or as a stream, in any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from leanseek.engine.request import Event
+from leanseek.errors import LeanseekError
+from leanseek.server.refusal import ApiError, as_api_error
+from leanseek.server.reply import Reply, Said
+from leanseek.server.ticket import StoppingError, Ticket, merged
+from leanseek.server.usage import Usage
+
+# DeepSeek's word for a reply that the server had to end.
+CUT_OFF = "insufficient_system_resource"
+
+
+class Answer(Protocol):
+    """How a protocol tells replies; frames are whole events of a stream."""
+
+    def whole(self, said: Sequence[Said], replies: Sequence[Reply], usage: Usage) -> Any:
+        """Return the answer to a request that does not stream."""
+
+    def opening(self, usage: Usage) -> Iterable[bytes]:
+        """Yield what a stream begins with."""
+
+    def piece(self, index: int, said: Said) -> Iterable[bytes]:
+        """Yield what a reply has said."""
+
+    def ending(self, index: int, reply: Reply) -> Iterable[bytes]:
+        """Yield that a reply has ended."""
+
+    def closing(self, replies: Sequence[Reply], usage: Usage) -> Iterable[bytes]:
+        """Yield what a stream ends with."""
+
+    def failure(self, error: ApiError) -> Iterable[bytes]:
+        """Yield that the stream failed; its status line is gone already."""
+
+    def first(self, index: int, event: Event) -> None:
+        """Take a reply's first event, before it is said."""
+
+
+class Job:
+    """Follows one client's requests to their end.
+
+    Args:
+        tickets: of the requests.
+        replies: to each of them as many as it asked for, in order.
+        answer: how they are told.
+        noted: is given the token counts, for the access log.
+        ended: is given each reply that ends.
+    """
+
+    def __init__(
+        self,
+        tickets: Sequence[Ticket],
+        replies: Sequence[Reply],
+        answer: Answer,
+        noted: dict[str, Any],
+        ended: Callable[[Reply], None] = lambda reply: None,
+    ) -> None:
+        self.tickets, self.replies, self.answer = list(tickets), list(replies), answer
+        self._noted, self._ended = noted, ended
+        self._first = [0]
+        for ticket in tickets:
+            self._first.append(self._first[-1] + ticket.params.n)
+
+    async def whole(self) -> Any:
+        """Wait for all replies and return them as one object."""
+        parts: list[list[Said]] = [[] for _ in self.replies]
+        async for index, said in self._said():
+            parts[index].append(said)
+        return self.answer.whole([Said.joined(part) for part in parts], self.replies, self.usage())
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the events of a stream."""
+        answer = self.answer
+        for event in answer.opening(Usage(sum(len(ticket.prompt_ids) for ticket in self.tickets))):
+            yield event
+        try:
+            async for index, said in self._said():
+                for event in answer.piece(index, said):
+                    yield event
+                if self.replies[index].finish_reason is not None:
+                    for event in answer.ending(index, self.replies[index]):
+                        yield event
+        except LeanseekError as error:
+            for event in answer.failure(as_api_error(error)):
+                yield event
+            return
+        for event in answer.closing(self.replies, self.usage()):
+            yield event
+
+    def usage(self) -> Usage:
+        """Return what it has taken so far."""
+        usage = Usage.of(self.tickets, self.replies)
+        self._noted |= {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+        return usage
+
+    def close(self) -> None:
+        """Cancel what is left; may be called again."""
+        self.usage()
+        for ticket in self.tickets:
+            ticket.close()
+
+    async def _said(self) -> AsyncIterator[tuple[int, Said]]:
+        """Yield what replies say, each with its reply's place; nothing of a reply after its end."""
+        seen: set[int] = set()
+        try:
+            async for index, event in self._events():
+                reply = self.replies[index]
+                if index not in seen:
+                    seen.add(index)
+                    self.answer.first(index, event)
+                if reply.finish_reason is None:
+                    said = reply.push(event)
+                    if reply.finish_reason is not None:
+                        self._ended(reply)
+                    yield index, said
+        except StoppingError:
+            if not any(reply.tokens for reply in self.replies):
+                raise
+            for index, reply in enumerate(self.replies):
+                if reply.finish_reason is None:
+                    yield index, reply.end(CUT_OFF)
+
+    async def _events(self) -> AsyncIterator[tuple[int, Event]]:
+        if len(self.tickets) == 1:
+            async for event in self.tickets[0]:
+                yield event.index, event
+        else:
+            async for place, event in merged(self.tickets):
+                yield self._first[place] + event.index, event

@@ -1,0 +1,104 @@
+"""Loading: how a model folder becomes an engine that answers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from leanseek.checkpoint.directory import load_model
+from leanseek.cost.energy import EnergyMeter
+from leanseek.engine.engine import Engine
+from leanseek.engine.request import SamplingParams
+from leanseek.errors import CheckpointError, UsageError
+from leanseek.server.bridge import Report
+from leanseek.server.store import Store
+from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.units import format_bytes
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+MOST_DRAFTS = 8
+TRIAL_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model folder, and how it is to be served.
+
+    Args:
+        folder: with config.json, weights and tokenizer.
+        weights: "fp32" or "bf16", what the weights are kept in.
+        device: "cpu" or "cuda".
+        max_batch: replies that are drawn at once.
+        store: room for the texts' latents.
+        drafts: tokens that the MTP layer drafts at once; None: 1 where there is such a layer.
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    folder: Path
+    weights: str
+    device: str
+    max_batch: int
+    store: Store
+    drafts: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.weights not in DTYPES:
+            raise UsageError(f"weights = {self.weights!r}: accepted are {', '.join(DTYPES)}")
+        if self.max_batch < 1:
+            raise UsageError(f"max_batch = {self.max_batch}: at least 1 is needed")
+        if self.drafts is not None and not 0 <= self.drafts <= MOST_DRAFTS:
+            raise UsageError(f"drafts = {self.drafts}: 0 to {MOST_DRAFTS} are accepted")
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name that changes with the program, the form of the weights and the files."""
+        try:
+            program = version("leanseek")
+        except PackageNotFoundError:  # run from a folder that was never installed
+            program = "unknown"
+        digest = hashlib.sha256(f"{program} {self.weights}".encode())
+        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")]):
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
+        return f"fp_{digest.hexdigest()[:12]}"
+
+    def engine(self, report: Report) -> Engine:
+        """Make the engine.
+
+        Args:
+            report: is told how far it is.
+        Raises:
+            CheckpointError: the folder cannot be loaded, or the weights are broken.
+            EngineError: the cache is too small, or its folder cannot be used.
+        """
+        size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        report(f"reading {format_bytes(size)} of weights", 0.0)
+        tokenizer = Tokenizer.load(self.folder)
+        model = load_model(self.folder, dtype=DTYPES[self.weights], device=self.device)
+        report("trying a first token", 0.8)
+        # By an engine of its own: nothing of the trial is to be remembered.
+        trial = Engine(model, tokenizer, max_batch=1, max_context_tokens=TRIAL_TOKENS)
+        # So that broken weights show now, and the first client does not wait for what is done once.
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        output = trial.generate([[trial.config.bos_token_id]], params)[0]
+        if output.error is not None:
+            raise CheckpointError(f"{self.folder}: {output.error}")
+        report("making room for texts", 0.9)
+        drafts = int(model.mtp_layer is not None) if self.drafts is None else self.drafts
+        specs = model.cache_specs()[: model.config.num_hidden_layers + bool(drafts)]
+        room = self.store.bytes_for(specs, model.config.max_position_embeddings, self.max_batch, self.device)
+        disk = self.store.disk(f"{self.fingerprint} {drafts > 0}")
+        return Engine(model, tokenizer, max_batch=self.max_batch, cache_bytes=room, disk=disk, drafts=drafts)
+
+    def meter(self) -> EnergyMeter:
+        """Return what counts this machine's joules."""
+        if self.device != "cuda" or not torch.cuda.is_available():  # what is wrong with the device, loading says
+            return EnergyMeter()
+        uuid = torch.cuda.get_device_properties(0).uuid
+        return EnergyMeter(self.device, gpu_name=torch.cuda.get_device_name(), gpu_uuid=f"GPU-{uuid}")

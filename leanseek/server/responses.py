@@ -1,0 +1,177 @@
+"""Responses: OpenAI's newer requests, items in and items out, checked by a schema; nothing is stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from leanseek.engine.request import Grammar
+from leanseek.messages import Message, ToolCall
+from leanseek.server.asked import Asked
+from leanseek.server.openai import NOT_THINKING, Effort, JsonSchema, ResponseFormat
+from leanseek.server.refusal import ApiError
+from leanseek.server.toolbox import MOST_TOOLS, Arguments, Function, Toolbox, ToolChoice
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text
+
+TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
+
+
+def _text(value: Any) -> Any:
+    return join_text(value, TEXTS)
+
+
+def _items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class Item(Wire):
+    """One thing that was said or done: a message, thinking, a call of a function, or its result."""
+
+    type: Literal["message", "reasoning", "function_call", "function_call_output"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Annotated[str | None, BeforeValidator(_text)] = None
+    summary: Annotated[str | None, BeforeValidator(_text)] = None
+    call_id: Annotated[str, Field(max_length=256)] = ""
+    name: Annotated[str, Field(max_length=128)] = ""
+    arguments: Arguments = ""
+    output: Annotated[str | None, BeforeValidator(_text)] = None
+
+
+class FunctionTool(Function):
+    """A function as this protocol lists it; OpenAI's own tools are not served."""
+
+    type: Literal["function"]
+
+
+class Reasoning(Wire):
+    """How long to think."""
+
+    effort: Effort = None
+    summary: str | None = None
+
+
+class TextFormat(Wire):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str, Field(max_length=256)] | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    def grammar(self) -> Grammar | None:
+        """Return what the answer must be; None: anything.
+
+        Raises:
+            ApiError: a schema is wanted and not there.
+        """
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ApiError(422, "text.format: a format of this type needs a schema", param="text.format")
+        schema = None if self.schema_ is None else JsonSchema.model_validate({"schema": self.schema_})
+        return ResponseFormat(type=self.type, json_schema=schema).grammar()
+
+
+class TextOptions(Wire):
+    """About the answer's text."""
+
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ResponsesRequest(Wire):
+    """The body of POST /v1/responses."""
+
+    input: Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES), BeforeValidator(_items)]
+    model: ModelName | None = None
+    instructions: str | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: TextOptions | None = None
+    max_output_tokens: TokenCount | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    conversation: Any = None
+    previous_response_id: str | None = None
+    metadata: dict[str, str] | None = None
+    user_id: UserId | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the reply starts with thinking."""
+        effort = self.reasoning.effort if self.reasoning is not None else None
+        return effort != "none" and self.model != NOT_THINKING
+
+    def messages(self) -> list[Message]:
+        """Return the items as chat formats take them: what the assistant did in a row is one message."""
+        said = [Message("system", self.instructions)] if self.instructions else []
+        names: dict[str, str] = {}
+        thought: str | None = None
+        text, calls, speaking = "", list[ToolCall](), False
+
+        def close() -> None:
+            nonlocal thought, text, calls, speaking
+            if speaking:
+                said.append(Message("assistant", text, thought, tuple(calls)))
+            thought, text, calls, speaking = None, "", [], False
+
+        for item in self.input:
+            if item.type == "reasoning":
+                close()
+                thought = item.content or item.summary or ""
+            elif item.type == "function_call":
+                calls.append(ToolCall(item.call_id, item.name, item.arguments))
+                names[item.call_id], speaking = item.name, True
+            elif item.type == "message" and item.role == "assistant":
+                if calls or (speaking and text):
+                    close()
+                text, speaking = item.content or "", True
+            else:
+                close()
+                if item.type == "function_call_output":
+                    said.append(Message("tool", item.output or "", None, (), item.call_id, names.get(item.call_id)))
+                else:
+                    role = "user" if item.role in (None, "user") else "system"
+                    said.append(Message(role, item.content or ""))
+        close()
+        return said
+
+    def asked(self) -> Asked:
+        """Return what it wants.
+
+        Raises:
+            ApiError: fields that do not go together, or what is not served.
+        """
+        refused = (
+            ("previous_response_id", self.previous_response_id, "nothing is stored here; send all items as input"),
+            ("conversation", self.conversation, "nothing is stored here; send all items as input"),
+            ("background", self.background, "answers are not kept; leave it out, or stream"),
+        )
+        for param, wanted, reason in refused:
+            if wanted:
+                raise ApiError(400, f"{param}: {reason}", code="unsupported_parameter", param=param)
+        messages = self.messages()
+        if not messages:
+            raise ApiError(422, "input: a message is needed", code="invalid_parameter", param="input")
+        specs = [tool.spec() for tool in self.tools or ()]
+        toolbox = Toolbox.of(specs, self.tool_choice, several=self.parallel_tool_calls is not False)
+        form = self.text.format.grammar() if self.text is not None and self.text.format is not None else None
+        if form is not None and toolbox.offered:
+            message = "text.format: together with tools only with tool_choice = 'none'"
+            raise ApiError(400, message, code="unsupported_parameter", param="text.format")
+        return Asked(
+            tuple(messages),
+            drawing=Drawing(temperature=self.temperature, top_p=self.top_p),
+            model=self.model,
+            thinks=self.thinks,
+            max_tokens=self.max_output_tokens,
+            toolbox=toolbox,
+            form=form,
+            scope=self.user_id or self.safety_identifier or self.user or "",
+            param="input",
+        )

@@ -1,0 +1,311 @@
+"""What who runs a server sees: metrics, the access log, full queues, keep-alive, stopping, TLS, origins."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from leanseek.engine.engine import Engine
+from leanseek.engine.paged_cache import PagedCache
+from leanseek.errors import UsageError
+from leanseek.server import protocol, sse
+from leanseek.server.app import Served
+from leanseek.server.listener import Listener
+from tests.server.invariants import check_chat_stream
+from tests.server.test_app import ASK, begin, send, until
+
+BODY = json.dumps({"messages": ASK})
+
+
+def metrics(listener):
+    text = send(listener, "GET", "/metrics")[2].decode()
+    found = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            assert re.fullmatch(r'[a-z_]+(\{([a-z]+="[^"]*",?)+\})?', name), line
+            found[name] = float(value)
+    return text, found
+
+
+def test_metrics(make_model, tiny_tokenizer, serve):
+    model = make_model()
+    cache_bytes = 1024 * PagedCache.bytes_per_token(model.cache_specs())
+    listener = serve(Engine(model, tiny_tokenizer, max_batch=4, cache_bytes=cache_bytes, drafts=1))
+    for _ in range(2):
+        body = json.dumps({"messages": [{"role": "user", "content": "total 5 " * 12}], "max_tokens": 8, "seed": 1})
+        usage = json.loads(send(listener, "POST", "/v1/chat/completions", body)[2])["usage"]
+    send(listener, "POST", "/v1/chat/completions", "{")
+    send(listener, "GET", "/v1/nothing")
+    text, found = metrics(listener)
+    assert found['leanseek_http_requests_total{path="/v1/chat/completions",status="200"}'] == 2
+    assert found['leanseek_http_requests_total{path="/v1/chat/completions",status="400"}'] == 1
+    assert found['leanseek_http_requests_total{path="other",status="404"}'] == 1
+    assert found["leanseek_prompt_tokens_total"] == 2 * usage["prompt_tokens"]
+    assert found["leanseek_completion_tokens_total"] == 2 * usage["completion_tokens"]
+    assert found["leanseek_prompt_tokens_cached_total"] == usage["prompt_cache_hit_tokens"] > 0
+    assert found["leanseek_time_to_first_token_seconds_count"] == 2
+    assert found["leanseek_inter_token_latency_seconds_count"] > 2
+    assert found["leanseek_request_duration_seconds_count"] == 2
+    assert found["leanseek_engine_busy_seconds_total"] > 0
+    states = [found[f'leanseek_cache_blocks{{state="{state}"}}'] for state in ("free", "used", "remembered")]
+    assert states[0] + states[1] == 32
+    assert 0 < states[2] <= states[1]
+    assert found["leanseek_prefix_hit_tokens_total"] > 0
+    assert found["leanseek_drafted_tokens_total"] >= found["leanseek_accepted_tokens_total"]
+    assert (found["leanseek_batch_size"], found["leanseek_replies_waiting"], found["leanseek_preempted_total"]) == (
+        0,
+        0,
+        0,
+    )
+    for name in {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}:
+        assert text.count(f"# TYPE {name} ") == text.count(f"# HELP {name} ") == 1
+    buckets = [value for name, value in found.items() if name.startswith("leanseek_time_to_first_token_seconds_bucket")]
+    assert buckets == sorted(buckets)
+
+
+def test_metrics_of_a_server_that_is_not_ready_and_their_key(script, serve):
+    listener = serve(script("a", "b"), api_keys=("alpha",))
+    assert send(listener, "GET", "/metrics")[0] == 401
+    assert send(listener, "GET", "/metrics", headers={"authorization": "Bearer alpha"})[0] == 200
+
+
+def test_the_access_log_has_counts_and_no_contents(script, serve, capfd):
+    listener = serve(script("secret thought", "secret answer"), access_log=True)
+    body = json.dumps({"messages": [{"role": "user", "content": "secret question"}], "stream": True})
+    _, headers, _ = send(listener, "POST", "/v1/chat/completions", body)
+    send(listener, "GET", "/v1/secret")
+    told = ""
+
+    def both():  # a line is written when its answer is away
+        nonlocal told
+        told += capfd.readouterr().err
+        return told.count("{") == 2
+
+    until(both)
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert "secret" not in json.dumps(lines)
+    line = lines[0]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/chat/completions", 200)
+    assert line["request_id"] == headers["x-request-id"]
+    assert line["completion_tokens"] > 5 and line["prompt_tokens"] > 3 and line["seconds"] >= 0
+    assert lines[1]["status"] == 404
+
+
+def test_a_full_queue_says_when_to_come_again(script, serve):
+    engine = script("a", "b", rows=1)
+    listener = serve(engine, most_requests=3)
+    send(listener, "POST", "/v1/chat/completions", BODY)
+    listener.bridge.tally.interval_s = 7.0  # as if requests took so long
+    engine.hold()
+    opened = [begin(listener) for _ in range(3)]
+    until(lambda: listener.bridge.under_way == 3)
+    status, headers, text = send(listener, "POST", "/v1/chat/completions", BODY)
+    engine.free()
+    assert (status, headers["retry-after"]) == (429, "21")
+    assert json.loads(text)["error"]["code"] == "overloaded"
+    for one in opened:
+        one.close()
+
+
+def test_silence_is_broken(script, serve, monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    engine = script("a", "b")
+    listener = serve(engine)
+    engine.hold()
+    with begin(listener) as whole, begin(listener, stream=True) as stream:
+        time.sleep(0.15)
+        engine.free()
+        answers = []
+        for one in (whole, stream):
+            one.settimeout(5)
+            answer = http.client.HTTPResponse(one)
+            answer.begin()
+            assert answer.status == 200
+            answers.append(answer.read())
+    assert answers[0].startswith(b"\n\n")
+    assert json.loads(answers[0])["choices"][0]["message"]["content"] == "b"
+    assert answers[1].count(b": keep-alive\n\n") > 2
+    check_chat_stream(answers[1])
+
+
+def test_a_failure_after_silence_is_told_in_the_body(script, serve, monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.02)
+    engine = script("a", "b")
+    listener = serve(engine)
+    engine.hold()
+    with begin(listener) as opened:
+        time.sleep(0.08)
+        engine.fail_next = RuntimeError("no")
+        engine.free()
+        answer = http.client.HTTPResponse(opened)
+        answer.begin()
+        assert json.loads(answer.read())["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_second_signal_ends_replies_where_they_are(script, stream):
+    engine = script("think " * 50, "answer")
+    listener = Listener(lambda report: engine, Served("tiny"), port=0)
+    engine.hold()
+    got = []
+
+    def client():
+        listener.bridge.wait(5)
+        with begin(listener, max_tokens=1000, stream=stream) as opened:
+            until(lambda: listener.bridge.active == 1)
+            engine.allow(5)
+            until(lambda: listener.bridge.steps == 5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.15)
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: listener.bridge._orders.qsize() == 1)
+            engine.allow(1)
+            answer = http.client.HTTPResponse(opened)
+            answer.begin()
+            got.append(answer.read())
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    listener.run()
+    thread.join(5)
+    if stream:
+        (message,) = check_chat_stream(got[0])
+    else:
+        choice = json.loads(got[0])["choices"][0]
+        message = {**choice["message"], "finish_reason": choice["finish_reason"]}
+    assert message["finish_reason"] == "insufficient_system_resource"
+    assert message["reasoning_content"].startswith("think")
+
+
+def test_sigterm_finishes_what_is_under_way(script):
+    engine = script("think", "answer")
+    listener = Listener(lambda report: engine, Served("tiny"), port=0)
+    engine.hold()
+    got = []
+
+    def client():
+        listener.bridge.wait(5)
+        with begin(listener) as opened:
+            until(lambda: listener.bridge.active == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.15)
+            engine.free()
+            answer = http.client.HTTPResponse(opened)
+            answer.begin()
+            got.append(json.loads(answer.read())["choices"][0]["message"]["content"])
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    listener.run()
+    thread.join(5)
+    assert got == ["answer"]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            key,
+            "-out",
+            cert,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+def test_tls(script, serve, certificate):
+    listener = serve(script("a", "b"), tls=certificate)
+    assert listener.url.startswith("https://")
+    context = ssl.create_default_context(cafile=certificate[0])
+    connection = http.client.HTTPSConnection("127.0.0.1", listener.port, timeout=5, context=context)
+    connection.request("POST", "/v1/chat/completions", BODY)
+    assert json.loads(connection.getresponse().read())["choices"][0]["message"]["content"] == "b"
+    connection.close()
+
+
+def test_a_certificate_that_is_none(tmp_path, certificate):
+    (tmp_path / "cert.pem").write_text("nonsense")
+    for tls in ((tmp_path / "cert.pem", certificate[1]), (tmp_path / "missing", certificate[1])):
+        with pytest.raises(UsageError, match="tls-cert"):
+            Listener(lambda report: None, Served("tiny"), port=0, tls=tls)
+
+
+def test_origins(script, serve):
+    asked = {"origin": "https://example.com", "access-control-request-method": "POST"}
+    closed = serve(script("a", "b"), api_keys=("alpha",))
+    status, headers, _ = send(closed, "OPTIONS", "/v1/chat/completions", headers=asked)
+    assert status == 401 and "access-control-allow-origin" not in headers
+    listener = serve(script("a", "b"), api_keys=("alpha",), cors_origins=("https://example.com",))
+    asked["access-control-request-headers"] = "authorization"
+    status, headers, _ = send(listener, "OPTIONS", "/v1/chat/completions", headers=asked)
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://example.com")
+    other = {**asked, "origin": "https://example.org"}
+    assert "access-control-allow-origin" not in send(listener, "OPTIONS", "/v1/models", headers=other)[1]
+    got = {"origin": "https://example.com", "authorization": "Bearer alpha"}
+    assert send(listener, "GET", "/v1/models", headers=got)[1]["access-control-allow-origin"] == "https://example.com"
+
+
+def test_names_of_deepseeks_api(script, serve):
+    listener = serve(script("a", "b"))
+    balance = json.loads(send(listener, "GET", "/user/balance")[2])
+    assert balance["is_available"] is True
+    assert set(balance["balance_infos"][0]) == {"currency", "total_balance", "granted_balance", "topped_up_balance"}
+    for path in ("/chat/completions", "/v1/chat/completions", "/beta/chat/completions", "/beta/v1/chat/completions"):
+        assert send(listener, "POST", path, BODY)[0] == 200
+    for path in ("/models", "/v1/models", "/beta/models", "/v1/models/deepseek-chat"):
+        assert send(listener, "GET", path)[0] == 200
+
+
+def test_headers_have_a_limit(script, serve):
+    listener = serve(script("a", "b"))
+    try:
+        assert send(listener, "GET", "/health", headers={"x-large": "a" * (128 << 10)})[0] in (400, 431)
+    except ConnectionError:  # closed before all of it was sent
+        pass
+    assert send(listener, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nX-Slow: "])
+def test_a_client_that_never_says_what_it_wants_is_dropped(script, serve, monkeypatch, said):
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
+    listener = serve(script("a", "b"))
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+        opened.sendall(said)
+        assert opened.recv(100) == b""
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(UsageError, match="max_requests = 0"):
+        Listener(lambda report: None, Served("tiny"), port=0, most_requests=0)
+    listener = Listener(lambda report: None, Served("tiny"), host="0.0.0.0", port=0, insecure=True)
+    listener._socket.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.blocks import Blocks
 from leanseek.engine.disk import Disk
+from leanseek.engine.endings import NOT_FINITE, Endings
 from leanseek.engine.grammar import GrammarCompiler
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
@@ -24,7 +24,7 @@ from leanseek.engine.runner import Runner
 from leanseek.engine.sampler import sample
 from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.engine.speculative import Drawn, Gain, Speculation
-from leanseek.engine.telling import adjusted, noted, tell_prompts
+from leanseek.engine.telling import adjusted, tell_prompts
 from leanseek.errors import EngineError
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
@@ -119,9 +119,8 @@ class Engine:
         self._drawn: Drawn | None = None
         per_token = self.config.num_experts_per_tok
         self._rows = Rows(max_batch, self.max_context_tokens, moe_layers, per_token, model.device)
-        self._ends = torch.tensor(self.config.eos_token_ids, device=model.device)
+        self._endings = Endings(self._rows, self.config.eos_token_ids, tokenizer)
         self._finished: list[Output] = []
-        self._wrong: dict[int, str] = {}  # of the newest step: what is wrong with a row that failed
         self._compiler = (
             GrammarCompiler(tokenizer, self.config.vocab_size, self.config.eos_token_ids) if tokenizer else None
         )
@@ -254,7 +253,7 @@ class Engine:
                     None if failed else last[offset],
                     None if failed else logprobs[offset],
                     reason,
-                    self._wrong.get(start + offset, NOT_FINITE) if failed else None,
+                    self._endings.why(start + offset) if failed else None,
                     one.top_logprobs[-1] if one.top_logprobs and not failed else None,
                     one.cached_tokens if first else 0,
                     one.prompt_logprobs if first else None,
@@ -461,30 +460,8 @@ class Engine:
         return min(one.request.params.max_tokens, self.max_context_tokens - prompt)
 
     def _settle(self, start: int) -> dict[int, str]:
-        """Find the rows that ended with their newest token, let them leave, and say why each did."""
-        rows, end = self._rows, len(self._rows)
-        reasons: dict[int, str] = {}
-        self._wrong.clear()
-        if rows.until_limit <= 0:
-            for row in (rows.place[start:end] >= rows.limit[start:end]).nonzero().squeeze(1).tolist():
-                reasons[start + row] = "length"
-        if rows.any_stops_at_eos:
-            last = rows.last[start:end]
-            ends = last == self._ends if self._ends.numel() == 1 else torch.isin(last, self._ends)
-            at_eos = ends & rows.stops_at_eos[start:end]
-            for row in at_eos.nonzero().squeeze(1).tolist():
-                reasons[start + row] = "stop"
-        if not math.isfinite(float(self._logprobs_S.sum())):
-            for row in (~torch.isfinite(self._logprobs_S)).nonzero().squeeze(1).tolist():
-                reasons[start + row] = "error"
-        for row, end_reason in noted(rows, start).items() if rows.ruled else ():
-            if reasons.get(row) != "error":
-                reasons[row] = "stop" if end_reason == "stop" else "error"
-                self._wrong[row] = end_reason
-        for row in rows.watched:
-            unsettled = row >= start and reasons.get(row) in (None, "length")
-            if unsettled and self._stopped(row, rows.samples[row].request.params):
-                reasons[row] = "stop"
+        """Let the rows leave that ended with their newest token, and say why each did."""
+        reasons = self._endings.of_step(start, self._logprobs_S)
         self._leave(reasons)
         return reasons
 
@@ -493,14 +470,14 @@ class Engine:
         drawn, rows = self._drawn, self._rows
         assert drawn is not None
         self._drawn = None
-        self._wrong.clear()
+        self._endings.wrong.clear()
         tokens, logprobs = drawn.tokens_SJ.tolist(), drawn.logprobs_SJ.tolist()
         events, reasons = [], {}
         for row, one in enumerate(rows.samples):
             name = one.request.request_id
             for token, logprob in zip(tokens[row][: drawn.counts[row]], logprobs[row], strict=False):
                 rows.take_one(row, token, logprob)
-                reason = self._reason(row, token, logprob)
+                reason = self._endings.of_token(row, token, logprob)
                 failed = reason == "error"
                 said = (None, None) if failed else (token, logprob)
                 events.append(Event(name, one.index, *said, reason, NOT_FINITE if failed else None))
@@ -511,27 +488,6 @@ class Engine:
         self._leave(reasons)
         self._changed()
         return events
-
-    def _reason(self, row: int, token: int, logprob: float) -> str | None:
-        """Say why a row's reply ends with its newest token, or None."""
-        rows = self._rows
-        if not math.isfinite(logprob):
-            return "error"
-        params = rows.samples[row].request.params
-        if token in self.config.eos_token_ids and not params.ignore_eos:
-            return "stop"
-        if row in rows.watched and self._stopped(row, params):
-            return "stop"
-        return "length" if int(rows.place[row]) >= int(rows.limit[row]) else None
-
-    def _stopped(self, row: int, params: SamplingParams) -> bool:
-        if int(self._rows.last[row]) in params.stop_token_ids:
-            return True
-        if not params.stop or self.tokenizer is None:
-            return False
-        self._rows.settle()
-        text = self.tokenizer.decode(self._rows.tokens[row, : int(self._rows.place[row])].tolist())
-        return any(stop in text for stop in params.stop)
 
     def _leave(self, reasons: dict[int, str]) -> None:
         """Hand finished rows' outputs over and close the gaps."""
@@ -585,7 +541,7 @@ class Engine:
             rows.logprobs[row, :kept].tolist() if params.logprobs is not None else None,
             rows.experts[row, :read].clone() if self.record_experts else None,
             reason,
-            self._wrong.get(row, NOT_FINITE) if reason == "error" else None,
+            self._endings.why(row) if reason == "error" else None,
             one.cached_tokens,
             one.top_logprobs or None,
             one.prompt_logprobs,
@@ -607,6 +563,3 @@ class Engine:
     def _seed(self, one: Sample) -> int:
         seed = one.request.params.seed
         return (next(self._seeds) << 20) + one.index if seed is None else seed + one.index
-
-
-NOT_FINITE = "the model's output is not a finite number: the weights or the input are broken"

@@ -19,6 +19,11 @@ from leanseek.tokens.chat import ToolCallDelta
 LEAST_LOGPROB = -9999.0
 
 
+def no_bytes(token_id: int) -> bytes:
+    """Return nothing: for answers that show no tokens."""
+    return b""
+
+
 @dataclass(frozen=True)
 class Completion:
     """What all objects of one answer share, and how they are built.
@@ -41,7 +46,7 @@ class Completion:
     with_logprobs: bool = False
     with_usage: bool = False
     choices: int = 1
-    bytes_of: Callable[[int], bytes] = lambda token_id: b""
+    bytes_of: Callable[[int], bytes] = no_bytes
 
     @classmethod
     def begin(cls, model: str, fingerprint: str, **options: Any) -> Completion:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leanseek.checkpoint.directory import load_model, save_model
+    from leanseek.cost.planner import plan
     from leanseek.engine.engine import Engine
     from leanseek.engine.request import SamplingParams
     from leanseek.model.segments import Segments
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "SamplingParams", "Segments", "load_model", "save_model"]
+__all__ = ["Engine", "SamplingParams", "Segments", "load_model", "plan", "save_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,7 @@ def __getattr__(name: str) -> Any:
         "SamplingParams": "leanseek.engine.request",
         "Segments": "leanseek.model.segments",
         "load_model": "leanseek.checkpoint.directory",
+        "plan": "leanseek.cost.planner",
         "save_model": "leanseek.checkpoint.directory",
     }
     if name not in modules:

@@ -31,6 +31,12 @@ class Hardware:
         idle_watts: drawn when idle.
         usd_per_hour: rent; None: the recipe says.
         match: what the driver's name of the device contains; "" for CPUs.
+        fp8_flops, fp32_flops: as bf16_flops, in other types; 0: the device has no such products, or none worth it.
+        units: multiprocessors that a matrix product's tiles are shared among; 0: it is not cut into tiles.
+        per_node: devices that the fast link joins.
+        link_bytes_per_s: fast link, one way; 0: none.
+        network_bytes_per_s: network card of each device, one way; 0: none.
+        measured: the rates were reached on the machine itself, not stated by its maker.
     """
 
     name: str
@@ -44,6 +50,23 @@ class Hardware:
     idle_watts: float = 0.0
     usd_per_hour: float | None = None
     match: str = ""
+    fp8_flops: float = 0.0
+    fp32_flops: float = 0.0
+    units: int = 0
+    per_node: int = 1
+    link_bytes_per_s: float = 0.0
+    network_bytes_per_s: float = 0.0
+    measured: bool = False
+
+    def peak_flops(self, precision: str) -> float:
+        """Return the matrix products a second in a precision: "fp8" where there is none falls back to bf16.
+
+        Args:
+            precision: "fp8", "bf16" or "fp32".
+        """
+        if precision == "fp32":
+            return self.fp32_flops or self.bf16_flops
+        return (self.fp8_flops or self.bf16_flops) if precision == "fp8" else self.bf16_flops
 
 
 def hardware(name: str) -> Hardware:

@@ -1,24 +1,33 @@
-"""Ledger: one line for each piece of work, with what it took: tokens, FLOPs, time, energy, money, memory."""
+"""Ledger: one sealed line for each piece of work, with what it took: tokens, FLOPs, time, energy, money, memory."""
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanseek.cost.carbon import Grid
+from leanseek.cost.chain import Sealed, append_sealed, read_chain
 from leanseek.cost.energy import EnergyMeter
 from leanseek.errors import RunError
-from leanseek.files import append_line
-from leanseek.log import RunLog, values_without_nan
 
 # Summed over rows; the rest of a row is merged in its own way.
 SUMMED = ("tokens", "flops", "seconds", "joules", "usd")
+# Summed too, where any row has them: not every machine and every stage can tell.
+SUMMED_IF_KNOWN = (
+    "forward_flops",
+    "backward_flops",
+    "recompute_flops",
+    "storage_read_bytes",
+    "storage_written_bytes",
+    "carbon_g",
+)
+BY_PART = "flops_by_part"
 LARGEST = ("peak_memory_bytes", "device_peak_memory_bytes")
 ALL_STAGES = "totals"
 
@@ -32,12 +41,34 @@ class Charge:
         tokens: read or sampled.
         flops: by formula (`model.count`).
         device_peak_memory_bytes: largest memory in use on the GPU; 0 where there is none.
+        forward_flops, backward_flops, recompute_flops: shares of `flops`, as far as whoever did the work told them.
+        flops_by_part: part of the model -> its share of `flops`, likewise.
     """
 
     stage: str
     tokens: int = 0
     flops: float = 0
     device_peak_memory_bytes: int = 0
+    forward_flops: float = 0
+    backward_flops: float = 0
+    recompute_flops: float = 0
+    flops_by_part: dict[str, float] = field(default_factory=dict)
+
+    def add_flops(self, forward: float = 0, backward: float = 0, recompute: float = 0, part: str | None = None) -> None:
+        """Add work to `flops` and to the shares that it belongs to.
+
+        Args:
+            forward: FLOPs of the forward pass.
+            backward: of the backward pass.
+            recompute: of a forward pass that is done again for the backward one.
+            part: of the model, such as "experts"; None: it is not told.
+        """
+        self.flops += forward + backward + recompute
+        self.forward_flops += forward
+        self.backward_flops += backward
+        self.recompute_flops += recompute
+        if part is not None:
+            self.flops_by_part[part] = self.flops_by_part.get(part, 0) + forward + backward + recompute
 
 
 class Ledger:
@@ -48,6 +79,7 @@ class Ledger:
         usd_per_hour: price of the machine.
         device: "cpu" or "cuda".
         meter: of energy; None: one for the device.
+        grid: whose carbon is written into the rows; None: none is (`leanseek ledger --grid` works it out later).
         clock: seconds, never going back.
         now: seconds since 1970.
     """
@@ -59,12 +91,14 @@ class Ledger:
         device: str = "cpu",
         *,
         meter: EnergyMeter | None = None,
+        grid: Grid | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path = Path(path)
         self.usd_per_hour, self.device = usd_per_hour, device
         self.meter = meter or EnergyMeter(device)
+        self.grid = grid
         self._clock, self._now = clock, now
         self._open: str | None = None
 
@@ -81,6 +115,7 @@ class Ledger:
             raise RunError(f"{stage} cannot be charged while {self._open} is: its seconds would count twice")
         charge, self._open = Charge(stage), stage
         forget_peak_memory()
+        before = storage_bytes()
         start_s = self._clock()
         self.meter.start()
         try:
@@ -90,11 +125,15 @@ class Ledger:
             joules = self.meter.read_joules()
             self.meter.stop()
             self._open = None
-            self._append(charge, seconds, joules)
+            self._append(charge, seconds, joules, before)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return all rows, oldest first; a line that a crash cut off is left out."""
-        return RunLog(self.path).read()
+        """Return all rows, oldest first, without their seals; a line that a crash cut off is left out."""
+        return self.check().rows
+
+    def check(self) -> Sealed:
+        """Read the file and say which lines a crash cut off, and which do not fit their seal."""
+        return read_chain(self.path)
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Sum the rows per stage, and over all stages under the name "totals".
@@ -104,8 +143,8 @@ class Ledger:
         """
         return sum_rows(self.rows())
 
-    def _append(self, charge: Charge, seconds: float, joules: float) -> None:
-        row = {
+    def _append(self, charge: Charge, seconds: float, joules: float, storage_before: tuple[int, int] | None) -> None:
+        row: dict[str, Any] = {
             "time_s": round(self._now(), 3),
             "stage": charge.stage,
             "tokens": int(charge.tokens),
@@ -118,7 +157,16 @@ class Ledger:
             "device_peak_memory_bytes": int(charge.device_peak_memory_bytes),
             "device": self.device,
         }
-        append_line(self.path, json.dumps(values_without_nan(row), ensure_ascii=False))
+        for key in ("forward_flops", "backward_flops", "recompute_flops", BY_PART):
+            if value := getattr(charge, key):
+                row[key] = value
+        storage_after = storage_bytes()
+        if storage_before is not None and storage_after is not None:
+            row["storage_read_bytes"] = storage_after[0] - storage_before[0]
+            row["storage_written_bytes"] = storage_after[1] - storage_before[1]
+        if self.grid is not None:
+            row["carbon_g"], row["grid"] = self.grid.grams(joules), self.grid.name
+        append_sealed(self.path, row)
 
 
 def sum_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -141,8 +189,32 @@ def forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def storage_bytes(counters: Path = Path("/proc/self/io")) -> tuple[int, int] | None:
+    """Return the bytes that this process had read from disks and written to them; None where nobody counts.
+
+    What the system had in memory already is not read again, and not counted.
+
+    Args:
+        counters: where Linux shows them.
+    """
+    try:
+        lines = dict(line.split(": ") for line in counters.read_text(encoding="ascii").splitlines())
+        return int(lines["read_bytes"]), int(lines["write_bytes"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {key: sum(row.get(key) or 0 for row in rows) for key in SUMMED}
+    for key in SUMMED_IF_KNOWN:
+        if any(row.get(key) is not None for row in rows):
+            total[key] = sum(row.get(key) or 0 for row in rows)
+    parts: dict[str, float] = {}
+    for row in rows:
+        for part, flops in (row.get(BY_PART) or {}).items():
+            parts[part] = parts.get(part, 0) + flops
+    if parts:
+        total[BY_PART] = parts
     for key in LARGEST:
         total[key] = max((row.get(key) or 0 for row in rows), default=0)
     total["meter"] = ", ".join(dict.fromkeys(str(row["meter"]) for row in rows if row.get("meter")))

@@ -9,7 +9,18 @@ import pytest
 from leanseek.cost.hardware import all_hardware, gpu_named, hardware, this_cpu
 from leanseek.errors import ConfigError
 
-FIGURES = ("bf16_flops", "memory_bytes", "memory_bytes_per_s", "watts", "idle_watts", "usd_per_hour")
+FIGURES = (
+    "bf16_flops",
+    "fp8_flops",
+    "fp32_flops",
+    "link_bytes_per_s",
+    "network_bytes_per_s",
+    "memory_bytes",
+    "memory_bytes_per_s",
+    "watts",
+    "idle_watts",
+    "usd_per_hour",
+)
 
 
 @pytest.mark.parametrize("row", all_hardware().values(), ids=lambda row: row.name)

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from leanseek.cost.ledger import LARGEST, SUMMED, Ledger, sum_rows
+from leanseek.cost.carbon import parse_grid
+from leanseek.cost.ledger import LARGEST, SUMMED, Ledger, storage_bytes, sum_rows
 from leanseek.errors import RunError
 
 
@@ -42,13 +43,16 @@ def ledger(tmp_path, clock, meter=None) -> Ledger:
 
 def test_a_row_says_what_the_work_took(tmp_path):
     clock = Clock()
-    with ledger(tmp_path, clock).charge("pretrain") as charge:
+    account = ledger(tmp_path, clock)
+    with account.charge("pretrain") as charge:
         charge.tokens += 100
         charge.flops += 1e9
         charge.device_peak_memory_bytes = 7
         clock.now += 20
     row = json.loads((tmp_path / "ledger.jsonl").read_text())
     assert row.pop("peak_memory_bytes") > 1e6
+    assert row.pop("hash") == account.check().head
+    assert all(row.pop(f"storage_{kind}_bytes", 0) >= 0 for kind in ("read", "written"))
     assert row == {
         "time_s": 1_700_000_000.5,
         "stage": "pretrain",
@@ -147,3 +151,48 @@ def test_each_piece_of_work_has_its_own_peak(tmp_path):
     assert large > size
     # Where the kernel does not let the peak be forgotten it is the whole process's.
     assert small <= large
+
+
+def test_shares_of_the_work_are_told_and_summed(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    for _ in range(2):
+        with account.charge("pretrain") as charge:
+            charge.add_flops(forward=10, backward=20, part="experts")
+            charge.add_flops(forward=1, backward=2, recompute=1, part="attention")
+            charge.flops += 5  # of which nobody said what it was
+            clock.now += 1
+    total = account.totals()["totals"]
+    assert total["flops"] == 2 * 39 and total["forward_flops"] == 22 and total["backward_flops"] == 44
+    assert total["recompute_flops"] == 2 and total["flops_by_part"] == {"experts": 60, "attention": 8}
+    assert "carbon_g" not in total
+
+
+def test_carbon_is_the_grids(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    account.grid = parse_grid("360")
+    with account.charge("sft"):
+        clock.now += 1000  # at 10 W: 10 kJ
+    assert account.totals()["totals"]["carbon_g"] == pytest.approx(1.0)
+    assert account.rows()[0]["grid"] == "given"
+
+
+def test_storage_is_counted_where_the_kernel_does(tmp_path):
+    counters = tmp_path / "io"
+    assert storage_bytes(counters) is None
+    counters.write_text("rchar: 5\nread_bytes: 4096\nwrite_bytes: 8192\n")
+    assert storage_bytes(counters) == (4096, 8192)
+    counters.write_text("rchar: 5\n")
+    assert storage_bytes(counters) is None
+
+
+def test_an_old_ledger_goes_on(tmp_path):
+    clock = Clock()
+    account = ledger(tmp_path, clock)
+    account.path.write_text('{"stage": "sft", "seconds": 2, "joules": 3, "usd": 0, "tokens": 4, "flops": 5}\n')
+    with account.charge("sft"):
+        clock.now += 1
+    assert account.totals()["sft"]["seconds"] == 3 and not account.check().broken
+    account.path.write_text(account.path.read_text().replace('"seconds": 2', '"seconds": 1'))
+    assert account.check().broken == [2]  # the first seal covers what was there before it

@@ -1,0 +1,239 @@
+"""leanseek plan: what training, reinforcement learning or serving would take, before it does."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leanseek.cli.columns import columns
+from leanseek.cost.calibration import load_this, save_this
+from leanseek.cost.carbon import Grid, parse_grid
+from leanseek.cost.energy import usable_cores
+from leanseek.cost.hardware import Hardware, gpu_named, this_cpu
+from leanseek.cost.layout import Layout, parse_layout
+from leanseek.cost.learning import Learning, plan_learning
+from leanseek.cost.machines import Machines, parse_machines
+from leanseek.cost.planner import best_plan, config_of, default_precision, work_of
+from leanseek.cost.search import Loser
+from leanseek.cost.service import Service
+from leanseek.cost.serving import BUSY, plan_serving
+from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
+from leanseek.cost.training import plan_training
+from leanseek.errors import UsageError
+from leanseek.model.config import ModelConfig
+from leanseek.run import Run, model_folder
+
+
+def plan(
+    model: str | None = None,
+    *,
+    on: str | None = None,
+    tokens: str | None = None,
+    layout: str | None = None,
+    best: bool = False,
+    batch: int | None = None,
+    length: int | None = None,
+    price: str | None = None,
+    grid: str | None = None,
+    serve: bool = False,
+    rl: bool = False,
+    prompt: int | None = None,
+    reply: int | None = None,
+    hits: float = 0.0,
+    speed: float | None = None,
+    busy: float = BUSY,
+    prefill_ep: int | None = None,
+    decode_ep: int | None = None,
+    accepted: float = 0.0,
+    steps: int = 1000,
+    outputs: int = 512,
+    updates: int = 1,
+    longest: int = 32768,
+    json: bool = False,
+    calibrate: bool = False,
+) -> None:
+    """Say what training, reinforcement learning or serving would take: time, energy, money, memory.
+
+    Everything is computed from the model's shape and the hardware's figures; docs/guides/cost.md says how, and how far
+    it was off on runs whose cost is known.
+
+    Example: leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T --best
+
+    Args:
+        model: Name of a shape from leanseek models, a run folder, a model folder, or a config.json.
+        on: Machines, such as 2048xh800 or 2xvirtual-cpu (cores); this: the machine that was calibrated.
+        tokens: Training: tokens in all, such as 14.8T.
+        layout: Training: how a step is spread, such as pp=16,ep=64,schedule=dualpipe; left out: the best is searched.
+        best: Training: also say why the best of the other layouts lose.
+        batch: Training: texts of a step; left out: 7.5 for each device.
+        length: Training: tokens of a text; left out: 4096.
+        price: Of one GPU (one core) and hour, such as $2/h; left out: the hardware table's.
+        grid: Whose electricity it is: a name such as france, or grams of CO2 for a kilowatt-hour.
+        serve: Plan serving: what a million tokens cost, against the speed of a reply.
+        rl: Plan reinforcement learning: rollouts and training.
+        prompt: Serving and RL: tokens of a prompt; left out: 4096, and 512 in RL.
+        reply: Serving and RL: tokens of a reply on the average; left out: 1024, and 4096 in RL.
+        hits: Serving: share of prompt tokens that are in the cache already.
+        speed: Serving: tokens a second that a reply shall have; left out: the cheapest way.
+        busy: Serving: share of the time that devices work as planned.
+        prefill_ep: Serving: devices that share the experts while prompts are read; up to 32.
+        decode_ep: Serving and RL: devices that share the experts while replies are written; up to 144, or 32.
+        accepted: Serving and RL: share of the MTP layer's drafts that are right; 0: none are made.
+        steps: RL: updates.
+        outputs: RL: replies of an update.
+        updates: RL: updates on replies that were sampled together.
+        longest: RL: tokens at which a reply is cut off.
+        json: Print as JSON.
+        calibrate: Measure this machine in about ten seconds, for --on this.
+    """
+    if calibrate:
+        row = measure()
+        print(_page(f"kept in {save_this(row)}", [row_table(row)]))
+        return
+    if model is None or on is None or (serve and rl):
+        raise UsageError(
+            "a model and machines are needed, and one of --tokens, --serve and --rl, as in: "
+            "leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T"
+        )
+    machines, config = parse_machines(on, price, load_this()), config_of(_folder(model))
+    whose = parse_grid(grid) if grid is not None else None
+    precision = default_precision(machines)
+    if serve:
+        found = plan_serving(
+            Service(
+                config,
+                prompt or 4096,
+                reply or 1024,
+                hits,
+                _shared_by(prefill_ep, 32, config, machines, "prefill"),
+                _shared_by(decode_ep, 144, config, machines, "decode"),
+                precision,
+                accepted,
+            ),
+            machines,
+            speed,
+            busy,
+        )
+        print(_as_json(found.as_dict(), whose, None) if json else _page(model, serving_tables(found)))
+        return
+    if rl:
+        task = Learning(
+            config,
+            steps,
+            outputs,
+            updates,
+            prompt or 512,
+            reply or 4096,
+            longest,
+            decode_ep=decode_ep or 32,
+            precision=precision,
+            accepted=accepted,
+        )
+        learnt = plan_learning(task, machines, _layout(layout, precision))
+        page = _page(model, learning_tables(learnt, whose))
+        print(_as_json(learnt.as_dict(), whose, learnt.joules) if json else page)
+        return
+    if tokens is None:
+        raise UsageError("--tokens is needed to plan training, such as --tokens 14.8T; or give --serve or --rl")
+    work = work_of(config, tokens, machines, batch, length)
+    losers: list[Loser] = []
+    spread = _layout(layout, precision)
+    if spread is None or best:
+        chosen, losers = best_plan(work, machines, precision)
+        if spread is not None:
+            asked = plan_training(work, machines, spread)
+            # What was asked for is told; the best there is stands first among the others.
+            losers = [one for one in losers if one.plan.layout != asked.layout]
+            if chosen.layout != asked.layout:
+                losers.insert(0, Loser(chosen, "the best that was found"))
+            chosen = asked
+    else:
+        chosen = plan_training(work, machines, spread)
+    if json:
+        others = [{"layout": one.plan.layout.text, "step_s": one.plan.step_s, "why": one.why} for one in losers]
+        print(_as_json({"model": model, **chosen.as_dict(), "others": others}, whose, chosen.joules))
+        return
+    print(_page(model, training_tables(chosen, losers if best else [], whose)))
+
+
+def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 3.0) -> Hardware:
+    """Measure how fast this machine multiplies matrices and reads memory.
+
+    Args:
+        clock: seconds.
+        seconds: spent on each of the three measurements.
+    """
+    import psutil
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+
+    def rate(work: Callable[[], object], amount: float) -> float:
+        work()
+        best, end = 0.0, clock() + seconds
+        while clock() < end:
+            start = clock()
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+            best = max(best, amount / (clock() - start))
+        return best
+
+    flops = {}
+    for kind in (torch.float32, torch.bfloat16):
+        side = 8192 if cuda else 1024
+        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        flops[kind] = rate(lambda a=a, b=b: a @ b, 2.0 * side**3)  # type: ignore[misc]
+    block = torch.ones(2**27, device=device)  # 512 MiB: more than caches hold
+    moved = rate(block.sum, 4.0 * block.numel())
+    known = gpu_named(torch.cuda.get_device_name()) if cuda else this_cpu()
+    units = 1 if cuda else min(torch.get_num_threads(), usable_cores())
+    source = f"measured on this machine with torch {torch.__version__}, {time.strftime('%B %Y')}"
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().total
+    return Hardware(
+        name="this",
+        title=torch.cuda.get_device_name() if cuda else f"this machine ({units} of {os.cpu_count()} cores)",
+        kind="gpu" if cuda else "cpu",
+        bf16_flops=flops[torch.bfloat16],
+        fp32_flops=flops[torch.float32],
+        memory_bytes=float(memory),
+        memory_bytes_per_s=moved,
+        watts=known.watts * units,
+        idle_watts=known.idle_watts * units,
+        usd_per_hour=known.usd_per_hour,
+        sources={key: source for key in ("bf16_flops", "fp32_flops", "memory_bytes_per_s", "memory_bytes")}
+        | {"watts": f"as {known.name}: {known.sources['watts']}"},
+        measured=True,
+    )
+
+
+def _folder(model: str) -> str:
+    """Return the folder of a run's newest checkpoint; anything else as it is."""
+    path = Path(model)
+    return str(model_folder(path)) if path.is_dir() and Run.is_run(path) else model
+
+
+def _layout(text: str | None, precision: str) -> Layout | None:
+    return None if text is None else parse_layout(text, Layout(precision=precision))
+
+
+def _shared_by(ep: int | None, usual: int, config: ModelConfig, machines: Machines, what: str) -> int:
+    most = min(machines.count, config.n_routed_experts or 1)
+    if ep is not None and not 1 <= ep <= most:
+        raise UsageError(f"--{what}-ep {ep}: from 1 to {most} devices can share experts here; give more machines")
+    return ep or min(usual, most)
+
+
+def _as_json(values: Mapping[str, Any], grid: Grid | None, joules: float | None) -> str:
+    carbon = {"carbon_g": grid.grams(joules), "grid": grid.name} if grid is not None and joules is not None else {}
+    return json_format.dumps({**values, **carbon}, indent=2, ensure_ascii=False)
+
+
+def _page(title: str, tables: Sequence[Table]) -> str:
+    first, *others = (columns(table.rows, right=table.right) for table in tables)
+    return "\n\n".join([f"{title}\n{first}", *others])

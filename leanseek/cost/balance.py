@@ -1,0 +1,84 @@
+"""Balance: which layers make up which stage of a pipeline, so that its busiest device has as little to do as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from leanseek.cost.schedules import held_stages, stages_of
+
+
+def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
+    """Return how many of a row of costs belong to each stage; no stage is empty.
+
+    Args:
+        costs: of layers (and of the head) in order.
+        schedule: of the pipeline: where devices hold two stages, their sum counts.
+        devices: of the pipeline.
+    """
+    stages = stages_of(schedule, devices)
+    # Devices with many small stages are even without being evened out.
+    counts = partition(costs, stages)
+    if stages == 1 or len(held_stages(schedule, devices, 0)) != 2:
+        return counts
+    held = [held_stages(schedule, devices, device) for device in range(devices)]
+    sums = [0.0, *accumulate(costs)]
+
+    def loads(bounds: list[int]) -> list[float]:
+        each = [sums[b] - sums[a] for a, b in pairwise((0, *bounds))]
+        return [each[one] + each[other] for one, other in held]
+
+    bounds = list(accumulate(counts))
+    best = sorted(loads(bounds), reverse=True)
+    while True:
+        found = None
+        # Hand one layer of the busiest device to another stage, all stages between them moving along by one.
+        busiest = max(zip(loads(bounds), held, strict=True))[1]
+        for giver in busiest:
+            for taker in range(stages):
+                first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
+                moved = [b + step * (first <= place < last) for place, b in enumerate(bounds)]
+                if giver != taker and all(b > a for a, b in pairwise((0, *moved))):
+                    now = sorted(loads(moved), reverse=True)
+                    if now < [one - 1e-12 for one in (found[0] if found else best)]:
+                        found = (now, moved)
+        if found is None:
+            return [b - a for a, b in pairwise((0, *bounds))]
+        best, bounds = found
+
+
+def partition(costs: Sequence[float], stages: int) -> list[int]:
+    """Cut a row of costs into stages whose dearest is as cheap as can be; return how many belong to each.
+
+    Args:
+        costs: in order.
+        stages: at most as many as there are costs; none is empty.
+    """
+    low, high = max(costs), sum(costs)
+    high *= 1 + 1e-9
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _cut(costs, stages, middle) is None:
+            low = middle
+        else:
+            high = middle
+    found = _cut(costs, stages, high)
+    assert found is not None, "the sum of all always fits"
+    return found
+
+
+def _cut(costs: Sequence[float], stages: int, limit: float) -> list[int] | None:
+    """Fill stages one after the other up to a limit; None: they do not hold everything."""
+    counts: list[int] = []
+    room = 0.0
+    for place, cost in enumerate(costs):
+        # Each stage that is not open yet needs something of what is left.
+        short = len(costs) - place <= stages - len(counts)
+        if not counts or cost > room or short:
+            if len(counts) == stages or cost > limit:
+                return None
+            counts.append(0)
+            room = limit
+        counts[-1] += 1
+        room -= cost
+    return counts if len(counts) == stages else None

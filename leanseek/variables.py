@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from leanseek.errors import ConfigError, nearest
 
@@ -84,6 +85,15 @@ def traceback(environment: Mapping[str, str] | None = None) -> bool:
     if text not in ("0", "1"):
         raise ConfigError(f"LEANSEEK_TRACEBACK = {text!r}: 0 or 1 is needed")
     return text == "1"
+
+
+def config_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Return where a person's settings are kept: $XDG_CONFIG_HOME if it is absolute, else .config in the home folder.
+
+    Source: the XDG base directory specification, which has relative paths ignored.
+    """
+    given = Path(_read("XDG_CONFIG_HOME", environment) or "")
+    return given if given.is_absolute() else Path.home() / ".config"
 
 
 def check(environment: Mapping[str, str] | None = None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from leanseek.errors import ConfigError
-from leanseek.variables import VARIABLES, check, kernels, threads, traceback
+from leanseek.variables import VARIABLES, check, config_folder, kernels, threads, traceback
 
 
 @pytest.mark.parametrize(("text", "value"), [(None, None), ("", None), ("1", 1), ("12", 12)])
@@ -43,3 +45,9 @@ def test_known_variables_pass_and_are_described():
     check({variable.name: "1" for variable in VARIABLES} | {"HOME": "anywhere"})
     for variable in VARIABLES:
         assert variable.name.startswith("LEANSEEK_") and all((variable.accepts, variable.default, variable.description))
+
+
+def test_settings_are_kept_where_the_desktop_says():
+    assert config_folder({"XDG_CONFIG_HOME": "/somewhere"}) == Path("/somewhere")
+    for other in ({}, {"XDG_CONFIG_HOME": "relative"}, {"XDG_CONFIG_HOME": ""}):
+        assert config_folder(other) == Path.home() / ".config"

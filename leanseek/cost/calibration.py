@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
+from leanseek import variables
 from leanseek.cost.hardware import Hardware
 from leanseek.errors import ConfigError
 from leanseek.files import write_json
@@ -16,10 +16,7 @@ FILE = "hardware.json"
 
 def calibration_file() -> Path:
     """Return where the row is kept: leanseek/hardware.json in $XDG_CONFIG_HOME, or in .config of the home folder."""
-    given = os.path.expandvars("$XDG_CONFIG_HOME")
-    # The XDG specification has relative paths ignored; a variable that is not set stays as it was written.
-    folder = Path(given) if Path(given).is_absolute() else Path.home() / ".config"
-    return folder / "leanseek" / FILE
+    return variables.config_folder() / "leanseek" / FILE
 
 
 def load_this(path: Path | None = None) -> Hardware | None:

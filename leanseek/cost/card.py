@@ -28,20 +28,18 @@ STAGE_TITLES = {
 COMPARED = {"base": "pretrained", "sft": "after SFT", "grpo": "after GRPO"}
 NOTHING = "-"
 
-FRONT_MATTER = """\
----
+FRONT_MATTER = """---
 license: mit
 language: en
 library_name: transformers
 pipeline_tag: text-generation
 tags:
 - leanseek
-- deepseek_v3
-- mixture-of-experts
 - grpo
 - reasoning
-- trained-from-scratch
----"""
+{origin}---"""
+# Of models made from nothing; what a run that starts from another's folder is like is for that folder to say.
+OWN_TAGS = "- deepseek_v3\n- mixture-of-experts\n- trained-from-scratch\n"
 
 
 def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -63,7 +61,9 @@ def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         _limits(summary),
         USE,
     )
-    return FRONT_MATTER + "\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    started = (recipe.get("grpo") or {}).get("start")
+    front = FRONT_MATTER.format(origin="" if started else OWN_TAGS)
+    return front + "\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
 def share_with_interval(share: float | None, interval: Sequence[float] | None = None) -> str:

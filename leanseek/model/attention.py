@@ -14,6 +14,10 @@ from leanseek.model.layers import Linear, RMSNorm
 from leanseek.model.packing import attend_packed, attend_rows, in_rows, out_of_rows
 from leanseek.model.segments import Segments
 
+# Where absorbed and expanded attention over a cache cross, over where their multiplications do (bench/absorbed.py, two
+# Zen 5 cores): torch fuses attention on a CPU only where keys and values are equally wide, as in the laptop model.
+MEASURED_FUSED, MEASURED_UNFUSED = 2 / 3, 3.0
+
 
 class LatentAttention(nn.Module):
     """MLA: keys and values are rebuilt from one cached latent per token, plus one rope key for all heads.
@@ -164,11 +168,15 @@ class LatentAttention(nn.Module):
 
 
 def absorb_up_to(config: ModelConfig) -> int:
-    """Return the most new tokens of a text for which absorbed attention over its cache multiplies less.
+    """Return the most new tokens of a text for which absorbed attention over its cache is quicker.
 
-    Rebuilding a cached token's keys and values costs L (N + V) a head once; an absorbed query costs
-    (2 L + R) - (N + R + V) a head and key more than an expanded one. `bench/absorbed.py` has the measured crossing.
+    Rebuilding a cached token's keys and values costs L (N + V) multiplications a head once; an absorbed query costs
+    (2 L + R) - (N + R + V) a head and key more than an expanded one. The crossing that this gives is moved to where
+    `bench/absorbed.py` found it, which depends on whether torch has a fused operator for the expanded form.
     """
     rebuilding = config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
     more = 2 * config.kv_lora_rank - config.qk_nope_head_dim - config.v_head_dim
-    return rebuilding // more if more > 0 else config.max_position_embeddings
+    if more <= 0:
+        return config.max_position_embeddings
+    fused = config.qk_head_dim == config.v_head_dim
+    return int(rebuilding / more * (MEASURED_FUSED if fused else MEASURED_UNFUSED))

@@ -21,10 +21,10 @@ from leanseek.engine.request import Event, Grammar, Output, Request, SamplingPar
 from leanseek.engine.rows import Rows
 from leanseek.engine.rules import Rule, in_thinking, rule_of
 from leanseek.engine.runner import Runner
-from leanseek.engine.sampler import sample
+from leanseek.engine.sampler import sample_within
 from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.engine.speculative import Drawn, Gain, Speculation
-from leanseek.engine.telling import adjusted, tell_prompts
+from leanseek.engine.telling import adjusted, note_supports, tell_prompts
 from leanseek.errors import EngineError
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
@@ -357,7 +357,7 @@ class Engine:
     def _may_speculate(self) -> bool:
         """Whether the next step is to draft: every row can, none would be too long, and it pays."""
         speculation, rows = self.speculation, self._rows
-        if speculation is None or rows.ruled or not speculation.knows(rows.samples):
+        if speculation is None or rows.ruled or rows.supported or not speculation.knows(rows.samples):
             return False
         # The last tokens before a limit are drawn one by one: what is drafted must have room in the cache.
         fits = rows.longest + speculation.drafts + 1 <= self.max_context_tokens
@@ -442,7 +442,9 @@ class Engine:
             logits_SW = adjusted(logits_SW, rows, start)
         sampling = rows.sampling(start)
         draws_S = None if start or sampling.greedy else rows.draws()
-        tokens_S, self._logprobs_S = sample(logits_SW, sampling, draws_S)
+        tokens_S, self._logprobs_S, kept_SW = sample_within(logits_SW, sampling, draws_S)
+        if rows.supported:
+            note_supports(rows, start, tokens_S, kept_SW)
         rows.take(start, tokens_S, self._logprobs_S)
 
     def _changed(self) -> None:
@@ -546,6 +548,8 @@ class Engine:
             one.top_logprobs or None,
             one.prompt_logprobs,
             one.prompt_top_logprobs,
+            one.supports[:kept] if params.supports else None,
+            one.logprobs_within[:kept] if params.supports else None,
         )
 
     def _rule(self, request: Request) -> Rule | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +57,7 @@ class SamplingParams:
             reply; above 0, 1 changes nothing.
         logit_bias: (token, what its logit gains) pairs.
         grammar: what the reply may be; None: anything.
+        supports: whether to get, for each token of the reply, which tokens could have been drawn in its place.
     Raises:
         EngineError: a value out of its range.
     """
@@ -77,6 +79,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: Grammar | None = None
+    supports: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -147,6 +150,11 @@ class Output:
         top_logprobs: per token, the most likely ones, if asked for.
         prompt_logprobs: per prompt token but the first (None), its log-probability, if asked for.
         prompt_top_logprobs: the same for the most likely ones.
+        supports: per token, the ids of those that could have been drawn in its place, ascending: what top-k, top-p
+            and min-p left, and what rules (a grammar, a bias) made impossible taken out; the whole vocabulary where
+            nothing was cut; at temperature 0 the token alone. The token itself is always among them. If asked for.
+        logprobs_within: per token, its log-probability among its `supports`: of softmax(logits / temperature) over
+            these alone (0 at temperature 0). `logprobs` are before the cut. If supports are asked for.
     """
 
     request_id: str
@@ -161,6 +169,8 @@ class Output:
     top_logprobs: list[TopLogprobs] | None = None
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[TopLogprobs | None] | None = None
+    supports: list[array[int]] | None = field(default=None, repr=False)
+    logprobs_within: list[float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Rows:
         self.level = True
         self.watched: list[int] = []  # rows with stop texts or stop tokens of their own
         self.ruled: list[int] = []  # rows whose logits are changed, or of which more is told than the token
+        self.supported: list[int] = []  # rows of which it is noted what could have been drawn
         self.any_stops_at_eos = False
         self.until_limit = 0  # tokens that every row may still get, at least
         self._watching = False
@@ -212,6 +213,7 @@ class Rows:
         self._sampling = self._draws = None
         self.longest, self.level, self.until_limit, self.any_stops_at_eos, self.watched = 0, True, 0, False, []
         self.ruled = [row for row, s in enumerate(self.samples) if s.rule is not None or s.request.params.logprobs]
+        self.supported = [row for row, s in enumerate(self.samples) if s.request.params.supports]
         if count:
             position = self.position[:count]
             low, high = int(position.min()), int(position.max())

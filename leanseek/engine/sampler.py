@@ -47,10 +47,23 @@ def sample(logits_SW: Tensor, rows: SamplingRows, draws_S: Tensor | None = None)
         tokens_S int64, and logprobs_S float32: the token's log-probability under the softmax of
         logits / temperature (of the logits themselves for greedy rows), before any cut.
     """
+    tokens_S, logprobs_S, _ = sample_within(logits_SW, rows, draws_S)
+    return tokens_S, logprobs_S
+
+
+def sample_within(
+    logits_SW: Tensor, rows: SamplingRows, draws_S: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Draw as `sample` does, and return besides what was drawn from.
+
+    Returns:
+        tokens_S, logprobs_S, and kept_SW: the shares after the cuts, 0 where a token could not come; their sum is
+        less than 1 where something was cut. None where every row took the most likely token.
+    """
     logits_SW = logits_SW.float()
     if rows.greedy:
         most_S, tokens_S = logits_SW.max(dim=-1)
-        return tokens_S, most_S - logits_SW.logsumexp(dim=-1)
+        return tokens_S, most_S - logits_SW.logsumexp(dim=-1), None
     if not rows.unit:
         scale_S = torch.where(rows.temperature_S > 0, rows.temperature_S, 1.0)
         logits_SW = logits_SW / scale_S[:, None]
@@ -64,7 +77,8 @@ def sample(logits_SW: Tensor, rows: SamplingRows, draws_S: Tensor | None = None)
     if not rows.unit:
         tokens_S = torch.where(rows.temperature_S > 0, tokens_S, logits_SW.argmax(dim=-1))
     # A share that rounds to zero is not drawn, but for a draw at the very end: its logarithm stays finite.
-    return tokens_S, shares_SW.gather(1, tokens_S[:, None]).squeeze(1).clamp_(min=SMALLEST_SHARE).log_()
+    logprobs_S = shares_SW.gather(1, tokens_S[:, None]).squeeze(1).clamp_(min=SMALLEST_SHARE).log_()
+    return tokens_S, logprobs_S, kept_SW
 
 
 def uniform(seed_S: Tensor, place_S: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Sample:
         said: what it had said before it was sent back to wait; and what goes with it.
         cached_tokens: what of its prompt was known.
         rule: what changes its logits, or None; it goes with the sample.
+        supports, logprobs_within: of what it has said, as `Output` has them, if asked for.
     """
 
     request: Request
@@ -42,6 +44,8 @@ class Sample:
     prompt_logprobs: list[Any] | None = None
     prompt_top_logprobs: list[Any] | None = None
     rule: Any = None
+    supports: list[array[int]] = field(default_factory=list)
+    logprobs_within: list[float] = field(default_factory=list)
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,30 @@ def adjusted(logits_SW: Tensor, rows: Rows, start: int) -> Tensor:
             if tops is not None:
                 rows.samples[row].top_logprobs.append(tops)
     return logits_SW
+
+
+def note_supports(rows: Rows, start: int, tokens_S: Tensor, kept_SW: Tensor | None) -> None:
+    """Note what could have been drawn, for the rows from `start` on that ask.
+
+    Args:
+        rows: some of which are supported.
+        start: the first.
+        tokens_S: what was drawn.
+        kept_SW: as `sampler.sample_within` returns it.
+    """
+    cold_S = rows.temperature[start : len(rows)] == 0
+    for row in rows.supported:
+        if row < start:
+            continue
+        one, at = rows.samples[row], row - start
+        if kept_SW is None or bool(cold_S[at]):
+            one.supports.append(array("i", [int(tokens_S[at])]))
+            one.logprobs_within.append(0.0)
+            continue
+        kept_W = kept_SW[at]
+        ids = kept_W.nonzero().squeeze(1)
+        one.supports.append(array("i", ids.int().cpu().numpy().tobytes()))
+        one.logprobs_within.append(float(kept_W[tokens_S[at]].log() - kept_W.sum().log()))
 
 
 def noted(rows: Rows, start: int) -> dict[int, str]:

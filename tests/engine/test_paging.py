@@ -197,3 +197,13 @@ def test_a_text_as_long_as_the_cache_is_the_longest(tiny_model):
         Engine(tiny_model, cache_bytes=10)
     with pytest.raises(EngineError, match="routing is recorded only where"):
         Engine(tiny_model, cache_bytes=1 << 20, record_experts=True)
+
+
+def test_supports_survive_waiting(tiny_model):
+    params = [replace(DRAWN, seed=i, max_tokens=30, top_p=0.6, supports=True) for i in range(4)]
+    prompts = [prompt(10, i) for i in range(4)]
+    expected = Engine(tiny_model).generate(prompts, params)
+    engine = paged(tiny_model, blocks=10)
+    got = engine.generate(prompts, params)
+    assert engine.scheduler.preempted > 0
+    assert [output.supports for output in got] == [output.supports for output in expected]

@@ -133,3 +133,33 @@ def test_a_rule_goes_along_with_a_sample_that_is_sent_back(tiny_model, tiny_toke
     assert engine.scheduler.preempted > 0
     assert [o.token_ids for o in got] == [o.token_ids for o in expected]
     assert [len(o.top_logprobs) for o in got] == [40] * 5
+
+
+def test_supports_are_what_the_cuts_leave(engine, tiny_model):
+    """By hand from the model's own logits; a trainer then divides by the same sum."""
+    ids, cold = prompt(6), replace(GREEDY, supports=True)
+    params = replace(DRAWN, temperature=0.5, top_p=0.7, top_k=60, min_p=0.02, supports=True, logit_bias=((5, -1e4),))
+    outputs = engine.generate([prompt(9, 1), ids, prompt(3, 2), prompt(4, 3)], [GREEDY, params, cold, DRAWN])
+    output = outputs[1]
+    logits = logits_of(tiny_model, [*ids, *output.token_ids])[5:-1]
+    logits[:, 5] -= 1e4
+    shares = torch.softmax(logits / 0.5, -1)
+    sizes = set()
+    for place, (token, kept) in enumerate(zip(output.token_ids, output.supports, strict=True)):
+        expected, reached, most = [], 0.0, float(shares[place].max())
+        for candidate in shares[place].argsort(descending=True).tolist()[:60]:
+            share = float(shares[place, candidate])
+            if reached < 0.7 and share >= 0.02 * most:
+                expected.append(candidate)
+            reached += share
+        assert list(kept) == sorted(expected) and token in kept and 5 not in kept
+        within = shares[place, token] / shares[place, list(kept)].sum()
+        assert output.logprobs_within[place] == pytest.approx(float(within.log()), abs=1e-4)
+        sizes.add(len(kept))
+    assert len(sizes) > 1, "the cut must follow the distribution"
+    assert [list(kept) for kept in outputs[2].supports] == [[token] for token in outputs[2].token_ids]
+    assert outputs[2].logprobs_within == [0.0] * 12
+    assert outputs[0].supports is None and outputs[3].logprobs_within is None
+    whole = engine.generate([ids], replace(DRAWN, supports=True))[0]
+    assert all(len(kept) == tiny_model.config.vocab_size for kept in whole.supports)
+    assert whole.logprobs_within == pytest.approx(whole.logprobs, abs=1e-5)

@@ -80,9 +80,8 @@ class Ours:
     """leanseek's engine and trainer on one model, put together as its GRPO stage does it."""
 
     def __init__(self, folder: Path, prompts: list[list[int]], work: Work) -> None:
-        from types import SimpleNamespace
-
         from leanseek.checkpoint.directory import load_model
+        from leanseek.cost.ledger import Charge
         from leanseek.engine.pool import EnginePool
         from leanseek.engine.request import SamplingParams
         from leanseek.kernels.threads import share_out
@@ -104,9 +103,7 @@ class Ours:
         )
         optimiser = OptimiserSettings(name="adamw", lr=LEARNING_RATE)
         settings = GrpoSettings(optimiser=optimiser, warmup_fraction=0, decay_fraction=0, balance_rate=0, steps=1000)
-        self.trainer = Trainer(
-            model, Grpo(CLIP_LOW, CLIP_HIGH), settings, SimpleNamespace(tokens=0, flops=0.0), workers
-        )
+        self.trainer = Trainer(model, Grpo(CLIP_LOW, CLIP_HIGH), settings, Charge("bench"), workers)
         # A request for each sample, as each has its own limit; the engine still reads a group's prompt once.
         self.prompts = [prompt for prompt in prompts for _ in range(GROUP)]
         self.work = work

@@ -165,6 +165,7 @@ class CostSettings(Settings):
 
     usd_per_hour: float = Field(0.05, ge=0, description="price of the machine")
     hardware: str | None = Field(None, description="row of hardware.toml; None: this machine")
+    grid: str | None = Field(None, description="whose electricity: a row of grids.toml, or grams of CO2 for a kWh")
 
 
 class Recipe(Settings):

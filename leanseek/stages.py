@@ -15,6 +15,7 @@ import torch
 
 import leanseek
 from leanseek.checkpoint.directory import empty_model
+from leanseek.cost.carbon import parse_grid
 from leanseek.cost.card import model_card
 from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
@@ -134,7 +135,8 @@ class _Line:
             gpu_name=torch.cuda.get_device_name() if recipe.device == "cuda" else None,
             gpu_uuid=f"GPU-{torch.cuda.get_device_properties(0).uuid}" if recipe.device == "cuda" else None,
         )
-        self.ledger = Ledger(run.ledger_path, recipe.cost.usd_per_hour, recipe.device, meter=meter)
+        grid = None if recipe.cost.grid is None else parse_grid(recipe.cost.grid)
+        self.ledger = Ledger(run.ledger_path, recipe.cost.usd_per_hour, recipe.device, meter=meter, grid=grid)
         self.environments: list[Environment] = [load_environment(name) for name in recipe.environments]
 
     def make(self, name: str) -> None:

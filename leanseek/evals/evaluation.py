@@ -13,7 +13,7 @@ from leanseek.evals.acceptance import acceptance
 from leanseek.evals.accuracy import Accuracy, evaluate
 from leanseek.evals.attempts import Attempt, is_sound
 from leanseek.log import progress
-from leanseek.model.count import sampling_flops
+from leanseek.model.count import sampling_parts
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
 from leanseek.tokens.tokenizer import Tokenizer
@@ -169,4 +169,5 @@ def _charge(model: Transformer, result: Accuracy, samples: int, meter: Meter) ->
     prompts = [len(a.prompt_ids) for a in result.attempts]
     replies = [[len(a.output.token_ids)] * (1 + samples) for a in result.attempts]
     meter.tokens += sum(prompts) * 2 + sum(map(sum, replies))
-    meter.flops += sampling_flops(model.config, prompts, replies)
+    for part, flops in sampling_parts(model.config, prompts, replies).items():
+        meter.add_flops(flops, part=part)

@@ -134,10 +134,28 @@ def forward_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: 
             multiplies the masked half too, the sum of the squared lengths.
         head_tokens: tokens whose logits are made; None: all.
     """
-    head = tokens if head_tokens is None else head_tokens
-    products = tokens * _layer_products(config) + head * config.vocab_size * config.hidden_size
-    scores = config.num_hidden_layers * pairs * _score_products(config)
-    return MULTIPLY_ADD * (products + scores)
+    return sum(forward_parts(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens).values())
+
+
+def forward_parts(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None) -> dict[str, int]:
+    """Count a forward pass by part of the model: "attention", "indexer", "dense", "experts", "head"; sum: the whole.
+
+    The router and the shared experts count as experts; parts that a model lacks are left out.
+
+    Args:
+        config: the model's.
+        tokens: as in `forward_flops`.
+        pairs: as in `forward_flops`.
+        head_tokens: as in `forward_flops`.
+    """
+    layers, head = config.num_hidden_layers, tokens if head_tokens is None else head_tokens
+    products, scores, index_scores = _token_products(config), _score_products(config), _index_scores(config)
+    products["attention"] = tokens * products["attention"] + layers * pairs * (scores - index_scores)
+    products["indexer"] = tokens * products["indexer"] + layers * pairs * index_scores
+    for part in ("dense", "experts"):
+        products[part] *= tokens
+    products["head"] *= head
+    return {part: MULTIPLY_ADD * number for part, number in products.items() if number}
 
 
 def mtp_flops(config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None) -> int:
@@ -171,13 +189,30 @@ def training_flops(
         head_tokens: of the batch; as in `forward_flops`.
         mtp: whether the MTP layer is trained too.
     """
-    forward = forward_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
-    layers = config.num_hidden_layers
+    parts = training_parts(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens, mtp=mtp)
+    return sum(forward + backward for forward, backward in parts.values())
+
+
+def training_parts(
+    config: ModelConfig, *, tokens: int, pairs: int, head_tokens: int | None = None, mtp: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Count one forward and one backward pass of a batch by part; as `forward_parts`, and "mtp" with all it has.
+
+    Args:
+        config: the model's.
+        tokens: as in `training_flops`.
+        pairs: as in `training_flops`.
+        head_tokens: as in `training_flops`.
+        mtp: as in `training_flops`.
+    """
+    forward = forward_parts(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
+    again = TRAINING_PASSES - 1
+    parts = {part: (flops, 0 if part == "indexer" else again * flops) for part, flops in forward.items()}
     if mtp and config.num_nextn_predict_layers:
-        forward += mtp_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
-        layers += 1
-    index = MULTIPLY_ADD * layers * (tokens * _index_products(config) + pairs * _index_scores(config))
-    return TRAINING_PASSES * (forward - index) + index
+        flops = mtp_flops(config, tokens=tokens, pairs=pairs, head_tokens=head_tokens)
+        index = MULTIPLY_ADD * (tokens * _index_products(config) + pairs * _index_scores(config))
+        parts["mtp"] = (flops, again * (flops - index))
+    return parts
 
 
 def training_flops_per_token(config: ModelConfig, context_tokens: int, *, mtp: bool = False) -> float:
@@ -201,15 +236,21 @@ def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
     `kv_b_proj`; only the scores are wider (L + R) and so are the values (L). An indexer scores all cached tokens
     and leaves `index_topk` of them.
     """
-    products = _layer_products(config) + config.vocab_size * config.hidden_size
+    return sum(decode_parts(config, context_tokens).values())
+
+
+def decode_parts(config: ModelConfig, context_tokens: int) -> dict[str, int]:
+    """Count one decoding step of one text by part, as `forward_parts` names them."""
+    products, layers = _token_products(config), config.num_hidden_layers
     if config.family.attention == "grouped":
-        scores = context_tokens * _score_products(config)
+        products["attention"] += layers * context_tokens * _score_products(config)
     else:
         attended = min(context_tokens, config.index_topk) if config.index_topk else context_tokens
-        scores = attended * config.num_attention_heads * (config.cache_width + config.kv_lora_rank)
+        wide = config.num_attention_heads * (config.cache_width + config.kv_lora_rank)
+        products["attention"] += layers * attended * wide
         if context_tokens > attended:
-            scores += context_tokens * _index_scores(config)
-    return MULTIPLY_ADD * (products + config.num_hidden_layers * scores)
+            products["indexer"] += layers * context_tokens * _index_scores(config)
+    return {part: MULTIPLY_ADD * number for part, number in products.items() if number}
 
 
 def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterable[Sequence[int]]) -> int:
@@ -221,18 +262,32 @@ def sampling_flops(config: ModelConfig, prompts: Iterable[int], replies: Iterabl
         replies: per prompt, the tokens of each reply, the ending token included. The first comes from
             the prefill and the last is never read, so n tokens take n - 1 decoding steps.
     """
+    return sum(sampling_parts(config, prompts, replies).values())
+
+
+def sampling_parts(config: ModelConfig, prompts: Iterable[int], replies: Iterable[Sequence[int]]) -> dict[str, int]:
+    """Count a sampling run by part, as `forward_parts` names them.
+
+    Args:
+        config: the model's.
+        prompts: as in `sampling_flops`.
+        replies: as in `sampling_flops`.
+    """
     # Linear in the keys (up to index_topk of them, of which an indexer makes a cheaper line: an upper bound),
     # so a reply's steps sum in closed form.
-    fixed = decode_flops_per_token(config, 0)
-    per_key = decode_flops_per_token(config, 1) - fixed
-    total = 0
+    fixed, at_one = decode_parts(config, 0), decode_parts(config, 1)
+    prefill: dict[str, int] = {}
+    steps = keys = 0
     for prompt, lengths in zip(prompts, replies, strict=True):
-        total += forward_flops(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1)
+        for part, flops in forward_parts(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1).items():
+            prefill[part] = prefill.get(part, 0) + flops
         for length in lengths:
-            steps = max(length - 1, 0)
-            keys = causal_pairs([steps], [prompt])
-            total += steps * fixed + keys * per_key
-    return total
+            steps += max(length - 1, 0)
+            keys += causal_pairs([max(length - 1, 0)], [prompt])
+    return {
+        part: prefill.get(part, 0) + steps * fixed.get(part, 0) + keys * (at_one.get(part, 0) - fixed.get(part, 0))
+        for part in {**prefill, **fixed, **at_one}
+    }
 
 
 def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp: bool = False) -> int:
@@ -307,7 +362,14 @@ def _mlp_products(config: ModelConfig, layer: int) -> int:
     return config.n_routed_experts * dim + 3 * dim * config.moe_intermediate_size * experts
 
 
-def _layer_products(config: ModelConfig) -> int:
-    """Weights of all main layers that a token is multiplied by, without the head."""
-    mlps = sum(_mlp_products(config, layer) for layer in range(config.num_hidden_layers))
-    return config.num_hidden_layers * _attention_products(config) + mlps
+def _token_products(config: ModelConfig) -> dict[str, int]:
+    """Weights that a token is multiplied by, by part, the head's too; attention without the indexer's."""
+    layers, moe = config.num_hidden_layers, _moe_layers(config)
+    index = _index_products(config)
+    return {
+        "attention": layers * (_attention_products(config) - index),
+        "indexer": layers * index,
+        "dense": (layers - moe) * 3 * config.hidden_size * config.intermediate_size,
+        "experts": sum(_mlp_products(config, layer) for layer in range(layers) if config.is_moe(layer)),
+        "head": config.vocab_size * config.hidden_size,
+    }

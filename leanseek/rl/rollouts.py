@@ -11,7 +11,7 @@ from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
 from leanseek.envs.environment import Environment, Problem
 from leanseek.evals.attempts import Attempt, attempt
-from leanseek.model.count import sampling_flops
+from leanseek.model.count import sampling_parts
 from leanseek.rl.advantages import group_advantages
 from leanseek.rl.rewards import reward
 from leanseek.settings import GrpoSettings
@@ -131,7 +131,8 @@ class Rollouts:
         prompts = [len(attempts[at].prompt_ids) for at in range(0, len(attempts), each)]
         replies = [[len(a.output.token_ids) for a in attempts[at : at + each]] for at in range(0, len(attempts), each)]
         self.meter.tokens += sum(prompts) + sum(map(sum, replies))
-        self.meter.flops += sampling_flops(self.engine.config, prompts, replies)
+        for part, flops in sampling_parts(self.engine.config, prompts, replies).items():
+            self.meter.add_flops(flops, part=part)
 
 
 def _metrics(attempts: Sequence[Attempt], rewards: Sequence[float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from leanseek.errors import RunError
 from leanseek.kernels.threads import run_all
 from leanseek.log import Progress
-from leanseek.model.count import forward_flops, training_flops
+from leanseek.model.count import forward_parts, training_parts
 from leanseek.model.transformer import Transformer
 from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.train.balance import load_factor, update_bias
@@ -57,10 +57,12 @@ class Parted(Protocol):
 
 
 class Meter(Protocol):
-    """Where work is charged: a `cost.ledger` charge, or anything with these two counters."""
+    """Where work is charged: a `cost.ledger` charge, or anything that counts the same."""
 
     tokens: int
-    flops: float
+
+    def add_flops(self, forward: float = 0, backward: float = 0, recompute: float = 0, part: str | None = None) -> None:
+        """Add operations of a pass, and of a part of the model."""
 
 
 Objective = Callable[[Transformer, Any], Loss]
@@ -214,12 +216,11 @@ class Trainer:
         shares = [share for worker in range(self.workers) for _, share in pieces[worker :: self.workers]]
         for loss in losses:
             self.meter.tokens += loss.tokens
-            self.meter.flops += training_flops(
-                self.model.config, tokens=loss.tokens, pairs=loss.pairs, head_tokens=loss.head_tokens, mtp=loss.mtp
-            )
-            self.meter.flops += loss.references * forward_flops(
-                self.model.config, tokens=loss.tokens, pairs=loss.pairs, head_tokens=loss.head_tokens
-            )
+            read = {"tokens": loss.tokens, "pairs": loss.pairs, "head_tokens": loss.head_tokens}
+            for part, (forward, backward) in training_parts(self.model.config, **read, mtp=loss.mtp).items():
+                self.meter.add_flops(forward, backward, part=part)
+            for part, flops in forward_parts(self.model.config, **read).items() if loss.references else ():
+                self.meter.add_flops(loss.references * flops, part=part)
         self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
         return _joined([loss.metrics for loss in losses], shares)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 import leanseek.engine.pool as pool
 from leanseek.checkpoint.directory import save_model
+from leanseek.cost.ledger import Charge
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import load_environment
 from leanseek.evals.accuracy import distinct_problems, evaluate
@@ -28,7 +28,7 @@ def run(make_run, make_model, tiny_tokenizer):
 
 
 def test_every_model_meets_the_same_held_out_problems(run, tiny_tokenizer):
-    found = evaluate_run(run, tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0))
+    found = evaluate_run(run, tiny_tokenizer, TASKS, Charge("test"))
     assert found.accuracy.keys() == {"running_total", "largest"}
     for figures in found.accuracy.values():
         assert figures["n"] == 9 and 0 <= figures["base"] <= 1 and 0 <= figures["grpo"] <= 1 and "sft" not in figures
@@ -52,7 +52,7 @@ def test_every_model_meets_the_same_held_out_problems(run, tiny_tokenizer):
 
 
 def test_the_newest_checkpoint_of_each_stage_is_measured(run, make_model, tiny_tokenizer):
-    found = evaluate_run(run, tiny_tokenizer, TASKS[:1], SimpleNamespace(tokens=0, flops=0.0))
+    found = evaluate_run(run, tiny_tokenizer, TASKS[:1], Charge("test"))
     engine = EnginePool(make_model(seed=3), tiny_tokenizer, max_batch=16, max_context_tokens=44)
     expected = evaluate(engine, TASKS[0], problems=9, samples=0, max_new_tokens=12)
     replies = [a.reply.reasoning_content for a in expected.attempts[:SHOWN]]
@@ -62,21 +62,19 @@ def test_the_newest_checkpoint_of_each_stage_is_measured(run, make_model, tiny_t
 
 def test_workers_change_nothing(run, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(pool, "LEAST_SAMPLES", 1)
-    one, two = (
-        evaluate_run(run, tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0), workers) for workers in (1, 2)
-    )
+    one, two = (evaluate_run(run, tiny_tokenizer, TASKS, Charge("test"), workers) for workers in (1, 2))
     assert one == two
 
 
 def test_sampling_is_charged(run, tiny_tokenizer):
-    meter = SimpleNamespace(tokens=0, flops=0.0)
+    meter = Charge("test")
     evaluate_run(run, tiny_tokenizer, TASKS, meter)
     # Two models, two tasks, nine problems, three replies of up to 12 tokens.
     assert 2 * 2 * 9 * 2 < meter.tokens < 2 * 2 * 9 * (3 * 12 + 2 * 32) and meter.flops > 0
 
 
 def test_a_run_without_models_has_no_figures(make_run, tiny_tokenizer):
-    found = evaluate_run(make_run(), tiny_tokenizer, TASKS, SimpleNamespace(tokens=0, flops=0.0))
+    found = evaluate_run(make_run(), tiny_tokenizer, TASKS, Charge("test"))
     assert found.samples == [] and found.mtp_acceptance is None
     assert all(figures["n"] == 0 for figures in found.accuracy.values())
 

@@ -17,13 +17,16 @@ from leanseek.model.count import (
     cache_bytes_per_token,
     causal_pairs,
     decode_flops_per_token,
+    decode_parts,
     forward_flops,
     forward_flops_per_token,
+    forward_parts,
     mtp_flops,
     parameters,
     sampling_flops,
     training_flops,
     training_flops_per_token,
+    training_parts,
 )
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -243,6 +246,24 @@ def test_sampling_is_prefills_and_decoding_steps():
             # The token sampled last is never read.
             expected += sum(decode_flops_per_token(config, prompt + step) for step in range(1, reply))
     assert sampling_flops(config, [4, 6], [(1, 3), (2,)]) == expected
+
+
+@each_config
+def test_parts_sum_to_the_whole_and_are_those_that_the_model_has(config):
+    read = {"tokens": 40, "pairs": 100, "head_tokens": 7}
+    forward, training = forward_parts(config, **read), training_parts(config, **read, mtp=True)
+    assert sum(forward.values()) == forward_flops(config, **read)
+    assert sum(map(sum, training.values())) == training_flops(config, **read, mtp=True)
+    assert ("indexer" in forward) == bool(config.index_topk)
+    assert ("mtp" in training) == bool(config.num_nextn_predict_layers)
+    assert all(
+        back == (0 if part == "indexer" else 2 * ahead) for part, (ahead, back) in training.items() if part != "mtp"
+    )
+    decoded = decode_parts(config, 9)
+    assert (
+        sum(decoded.values()) == decode_flops_per_token(config, 9)
+        and decoded["experts" if config.is_moe(config.num_hidden_layers - 1) else "dense"]
+    )
 
 
 def test_pairs_count_what_each_token_sees():

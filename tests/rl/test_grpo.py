@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import leanseek.checkpoint.resume as resume
 import leanseek.rl.grpo as module
 from leanseek.checkpoint.directory import load_model, save_model
 from leanseek.checkpoint.resume import load_state
+from leanseek.cost.ledger import Charge
 from leanseek.envs.environment import Problem
 from leanseek.log import RunLog
 from leanseek.model.experts import Routing
@@ -39,7 +39,7 @@ def stage(make_run, make_model, tiny_tokenizer):
         run = make_run(folder, **changes)
         save_model(make_model(), run.checkpoint("sft", 1), tiny_tokenizer)
         log = RunLog(run.metrics_path)
-        return Stage(run, "grpo", tiny_tokenizer, log, SimpleNamespace(tokens=0, flops=0.0), workers)
+        return Stage(run, "grpo", tiny_tokenizer, log, Charge("test"), workers)
 
     return make
 
@@ -232,7 +232,7 @@ def test_a_run_may_start_from_a_folder_and_tells_what_it_could_do_before(
 ):
     save_model(make_model(seed=4), tmp_path / "given", tiny_tokenizer)
     run = make_run(grpo__start=str(tmp_path / "given"), grpo__kl_weight=0.1)
-    chosen = Stage(run, "grpo", tiny_tokenizer, RunLog(run.metrics_path), SimpleNamespace(tokens=0, flops=0.0))
+    chosen = Stage(run, "grpo", tiny_tokenizer, RunLog(run.metrics_path), Charge("test"))
     shares = iter([0.25, 0.3, 0.5, 0.5])
     figures = grpo(chosen, [even], lambda model: {"heldout_even": next(shares)})
     assert run.summary["grpo"]["before"] == {"heldout_even": 0.25} and figures["heldout_even"] == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from leanseek.cost.ledger import Charge
 from leanseek.data.traces import TraceBatches
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import Output
@@ -68,11 +69,8 @@ def test_a_model_learns_from_its_own_right_replies(make_model, tiny_tokenizer, e
 
     batches = TraceBatches(accepted.examples, 8, 0)
 
-    class Counters:
-        tokens, flops = 0, 0.0
-
     before = mean_loss(model, [batches.batch(0)])
-    trainer = Trainer(model, NextToken(0.0, 0.0), TrainSettings(steps=4, optimiser={"lr": 5e-3}), Counters())
+    trainer = Trainer(model, NextToken(0.0, 0.0), TrainSettings(steps=4, optimiser={"lr": 5e-3}), Charge("test"))
     for step in range(4):
         trainer.step(batches.batch(step))
     assert mean_loss(model, [batches.batch(0)]) < before - 0.05

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 import leanseek.rl.rollouts as module
+from leanseek.cost.ledger import Charge
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import Output
 from leanseek.envs.environment import load_environment
@@ -23,12 +23,6 @@ from leanseek.train.trainer import Trainer
 PLAIN = Grpo(clip_low=0.2, clip_high=0.28)
 
 
-@dataclass
-class Counters:
-    tokens: int = 0
-    flops: float = 0.0
-
-
 def rollouts_of(model, tokenizer, environments, *, workers=2, seed=0, levels=None, **settings) -> Rollouts:
     values = {"prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 10} | settings
     chosen = GrpoSettings(**values)
@@ -40,7 +34,7 @@ def rollouts_of(model, tokenizer, environments, *, workers=2, seed=0, levels=Non
         max_context_tokens=64,
         record_experts=chosen.replay_routing,
     )
-    return Rollouts(engine, environments, levels or {}, chosen, seed, Counters())
+    return Rollouts(engine, environments, levels or {}, chosen, seed, Charge("test"))
 
 
 def plain(batch) -> list[object]:
@@ -85,7 +79,7 @@ def test_no_two_samples_of_a_run_are_drawn_with_the_same_luck(tiny_model, tiny_t
 def test_environments_come_in_turn_with_training_problems_of_their_levels():
     tasks = [load_environment(name) for name in ("running_total", "largest", "grid_walk")]
     settings = GrpoSettings(prompts_per_step=8)
-    rollouts = Rollouts(None, tasks, {"largest": (4,)}, settings, 0, Counters())
+    rollouts = Rollouts(None, tasks, {"largest": (4,)}, settings, 0, Charge("test"))
     seen = [rollouts.problems(step) for step in range(12)]
     names = [task.name for task in tasks]
     for problems in seen:
@@ -96,7 +90,7 @@ def test_environments_come_in_turn_with_training_problems_of_their_levels():
     prompts = [p.prompt for problems in seen for p in problems]
     assert len(set(prompts)) > 0.9 * len(prompts)
     assert rollouts.problems(5) == seen[5]
-    assert Rollouts(None, tasks, {}, settings, 1, Counters()).problems(5) != seen[5]
+    assert Rollouts(None, tasks, {}, settings, 1, Charge("test")).problems(5) != seen[5]
 
 
 def gap(rollouts: Rollouts, model, step: int, temperature: float = 1.0) -> dict[str, float]:
@@ -111,7 +105,7 @@ def test_engine_and_trainer_agree_before_and_after_an_update(make_model, tiny_to
     """The invariant that RL stands on: what was sampled is what the trainer computes, with the weights of now."""
     model = make_model()
     rollouts = rollouts_of(model, tiny_tokenizer, [even], temperature=temperature, replay_routing=replay)
-    trainer = Trainer(model, Grpo(0.2, 0.28, temperature), GrpoSettings(steps=3), Counters(), 2)
+    trainer = Trainer(model, Grpo(0.2, 0.28, temperature), GrpoSettings(steps=3), Charge("test"), 2)
     before = [p.detach().clone() for p in model.parameters()]
     for step in range(2):
         metrics = gap(rollouts, model, step, temperature)
@@ -142,6 +136,7 @@ def test_sampling_is_charged(tiny_model, tiny_tokenizer, even):
     replies = [[len(reply) for reply in group.replies] for group in batch.groups]
     assert rollouts.meter.tokens == sum(prompts) + sum(map(sum, replies))
     assert rollouts.meter.flops == sampling_flops(tiny_model.config, prompts, replies)
+    assert rollouts.meter.forward_flops == rollouts.meter.flops == sum(rollouts.meter.flops_by_part.values())
 
 
 def test_a_checker_that_raises_is_data(tiny_model, tiny_tokenizer, even, monkeypatch):

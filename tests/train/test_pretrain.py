@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from leanseek.checkpoint.directory import load_model
+from leanseek.cost.ledger import Charge
 from leanseek.data.batches import TokenStream
 from leanseek.data.tokens import CorpusFacts, TokenisedCorpus, tokenise
 from leanseek.errors import DataError
@@ -19,7 +19,7 @@ from leanseek.train.stage import Stage
 
 
 def stage_of(run, tokenizer) -> Stage:
-    return Stage(run, "pretrain", tokenizer, RunLog(run.metrics_path), SimpleNamespace(tokens=0, flops=0.0))
+    return Stage(run, "pretrain", tokenizer, RunLog(run.metrics_path), Charge("test"))
 
 
 def test_figures_and_log_are_those_of_the_saved_model(make_run, tiny_tokenizer):

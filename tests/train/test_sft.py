@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from leanseek.checkpoint.directory import save_model
+from leanseek.cost.ledger import Charge
 from leanseek.envs.environment import load_environment
 from leanseek.log import RunLog
 from leanseek.train.sft import sft
@@ -22,7 +21,7 @@ def stage(make_run, tiny_model, tiny_tokenizer):
     def make(**changes: object) -> Stage:
         run = make_run(**changes)
         save_model(tiny_model, run.checkpoint("pretrain", 1), tiny_tokenizer)
-        return Stage(run, "sft", tiny_tokenizer, RunLog(run.metrics_path), SimpleNamespace(tokens=0, flops=0.0))
+        return Stage(run, "sft", tiny_tokenizer, RunLog(run.metrics_path), Charge("test"))
 
     return make
 

@@ -15,6 +15,7 @@ import torch
 import leanseek.checkpoint.resume as resume
 from leanseek.checkpoint.directory import load_model, save_model
 from leanseek.checkpoint.resume import FOLDER, TENSORS, load_state
+from leanseek.cost.ledger import Charge
 from leanseek.data.tokens import tokenise
 from leanseek.envs.environment import load_environment
 from leanseek.errors import CheckpointError, LeanseekError, RunError
@@ -26,12 +27,6 @@ from leanseek.train.sft import sft
 from leanseek.train.stage import Stage
 
 TASKS = ("running_total", "largest")
-
-
-@dataclass
-class Counters:
-    tokens: int = 0
-    flops: float = 0.0
 
 
 @dataclass
@@ -49,7 +44,7 @@ class Watch:
 
 
 def stage_of(run: Run, name: str, tokenizer: Any, workers: int = 1) -> Stage:
-    return Stage(run, name, tokenizer, RunLog(run.metrics_path), Counters(), workers)
+    return Stage(run, name, tokenizer, RunLog(run.metrics_path), Charge("test"), workers)
 
 
 def tasks() -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import leanseek.train.trainer as module
+from leanseek.cost.ledger import Charge
 from leanseek.data.batches import Batch, TokenStream, packed_examples
 from leanseek.errors import RunError
 from leanseek.log import progress
@@ -25,12 +26,6 @@ from leanseek.train.trainer import Hooks, Trainer
 
 OBJECTIVE = NextToken(mtp_weight=0.3, balance_loss=1e-3)
 STREAM = TokenStream(torch.randint(0, 320, (900,), generator=torch.Generator().manual_seed(0)), 16, 6, 0, bos_id=0)
-
-
-@dataclass
-class Counters:
-    tokens: int = 0
-    flops: float = 0.0
 
 
 @dataclass
@@ -60,7 +55,7 @@ def fit(trainer: Trainer, hooks: Hooks, batches: Callable[[int], Any] = STREAM.b
 
 
 def trainer_of(model: Any, workers: int = 1, objective: Any = OBJECTIVE, **settings: Any) -> Trainer:
-    return Trainer(model, objective, TrainSettings(**({"steps": 4} | settings)), Counters(), workers)
+    return Trainer(model, objective, TrainSettings(**({"steps": 4} | settings)), Charge("test"), workers)
 
 
 def gradients(trainer: Trainer, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -117,7 +112,17 @@ def test_work_is_charged_by_formula(make_model):
     trainer.step(STREAM.batch(0))
     tokens, pairs = 6 * 16, 6 * 16 * 17 // 2
     expected = training_flops(trainer.model.config, tokens=tokens, pairs=pairs, head_tokens=tokens, mtp=True)
-    assert (trainer.meter.tokens, trainer.meter.flops) == (tokens, expected)
+    meter = trainer.meter
+    assert (meter.tokens, meter.flops) == (tokens, expected)
+    # No gradient goes into the tokens: each product of the forward pass has two behind it.
+    assert meter.backward_flops == 2 * meter.forward_flops and meter.recompute_flops == 0
+    assert sum(meter.flops_by_part.values()) == expected and set(meter.flops_by_part) == {
+        "attention",
+        "dense",
+        "experts",
+        "head",
+        "mtp",
+    }
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

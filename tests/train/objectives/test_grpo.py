@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from leanseek.cost.ledger import Charge
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -20,12 +21,6 @@ from leanseek.train.objectives.grpo import Group, GroupBatch, Grpo
 from leanseek.train.trainer import Trainer
 
 PLAIN = Grpo(clip_low=0.2, clip_high=0.28)
-
-
-class Counters:
-    """Where work is charged."""
-
-    tokens, flops = 0, 0.0
 
 
 def reply_logprobs(model: Transformer, group: Group, index: int, temperature: float = 1.0) -> torch.Tensor:
@@ -224,7 +219,7 @@ def test_workers_share_a_batch_and_learn_the_same(make_model):
     batch = GroupBatch(groups_of(model, shift=0.6, replay=True), {"reward": 0.5})
     found = []
     for workers in (1, 2, 2):
-        trainer = Trainer(model, PLAIN, TrainSettings(steps=1), Counters(), workers)
+        trainer = Trainer(model, PLAIN, TrainSettings(steps=1), Charge("test"), workers)
         metrics = trainer._gradients(batch)
         found.append(({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, metrics))
     (whole, metrics), (parts, of_parts), (again, _) = found
@@ -325,7 +320,9 @@ def test_several_steps_are_taken_on_a_batch_and_the_first_tells_the_gap(make_mod
     for epochs in (1, 3):
         model = make_model()
         groups = groups_of(model, shift=0.0)
-        trainer = Trainer(model, PLAIN, TrainSettings(steps=1, optimiser={"name": "adamw", "lr": 1e-3}), Counters(), 2)
+        trainer = Trainer(
+            model, PLAIN, TrainSettings(steps=1, optimiser={"name": "adamw", "lr": 1e-3}), Charge("test"), 2
+        )
         metrics = trainer.step(GroupBatch(groups, cut=Cut(epochs=epochs, minibatches=2)))
         assert trainer.optimiser.steps == 2 * epochs and trainer.done == 0
         assert metrics["logprob_gap"] < 1e-5, "of the step before which no weight had moved"

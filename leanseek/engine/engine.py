@@ -26,6 +26,7 @@ from leanseek.engine.scheduler import Copy, Reading, Sample, Scheduler
 from leanseek.engine.speculative import Drawn, Gain, Speculation
 from leanseek.engine.telling import adjusted, note_supports, tell_prompts
 from leanseek.errors import EngineError
+from leanseek.kernels.invariance import invariant as invariant_operators
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -58,6 +59,9 @@ class Engine:
             text, side by side; nothing is remembered, and reading the cache is quickest.
         disk: where what is remembered is kept besides, over a restart too; goes with `cache_bytes`.
         drafts: tokens that the MTP layer drafts at once, where that is found to pay; 0: none. The replies are the same.
+        invariant: whether a reply's tokens and log-probabilities have the same bits whatever else runs, however its
+            text is read, sent back to wait or found again, drafted or not; on a CPU. It costs speed
+            (`bench/invariance.py`). None: where `cache_bytes` is given, as a server does.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
     Raises:
         EngineError: the model has no MTP layer to draft with; `cache_bytes` is not enough for two blocks; or routing
@@ -74,6 +78,7 @@ class Engine:
         cache_bytes: int | None = None,
         disk: Disk | None = None,
         drafts: int = 0,
+        invariant: bool | None = None,
         record_experts: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
@@ -81,6 +86,8 @@ class Engine:
         self.max_context_tokens = min(max_context_tokens or 1 << 30, self.config.max_position_embeddings)
         moe_layers = len(model.moe_layers) if record_experts else 0
         self.record_experts = moe_layers > 0
+        wanted = cache_bytes is not None if invariant is None else invariant
+        self.invariant = wanted and model.device.type == "cpu"
         drafts = 0 if self.record_experts else drafts
         if drafts and model.mtp_layer is None:
             raise EngineError(f"drafts = {drafts}: the model has no MTP layer, which would draft")
@@ -114,6 +121,7 @@ class Engine:
             whole_texts=cache_bytes is None,
             drafts=drafts,
             record_experts=self.record_experts,
+            invariant=self.invariant,
         )
         self._gain = Gain()
         self._drawn: Drawn | None = None
@@ -324,6 +332,10 @@ class Engine:
     @torch.inference_mode()
     def _advance(self) -> int | None:
         """Call the model once; return the first row that got a token, or None if none did."""
+        with invariant_operators(self.invariant):
+            return self._advanced()
+
+    def _advanced(self) -> int | None:
         scheduler, rows = self.scheduler, self._rows
         # In turn, so that whoever runs does not wait for a long prompt, nor the prompt for whoever runs.
         limit = CHUNK_TOKENS if len(rows) and not scheduler.whole_texts else PREFILL_TOKENS

@@ -29,6 +29,7 @@ class Runner:
         whole_texts: whether a block is a whole text; the rows then lie side by side.
         drafts: tokens that the MTP layer drafts at once; 0: none.
         record_experts: whether the routing is kept.
+        invariant: whether a row's bits may not depend on the rows beside it; the merged decoder is then left out.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class Runner:
         whole_texts: bool,
         drafts: int,
         record_experts: bool,
+        invariant: bool = False,
     ) -> None:
         self.model, self.whole_texts, self.record_experts = model, whole_texts, record_experts
         self.cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
         self.speculation = Speculation(model, self.cache, drafts) if drafts else None
-        self._decoder = Decoder(model) if Decoder.suits(model) else None
+        self._decoder = Decoder(model) if Decoder.suits(model) and not invariant else None
         self._stale = True  # whether the tables in use are not the rows'
 
     def copy(self, copies: Sequence[Copy]) -> None:

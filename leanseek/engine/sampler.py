@@ -74,10 +74,14 @@ def sample_within(
     draw_S1 = draws_S[:, None] * reach_SW[:, -1:]
     tokens_S = torch.searchsorted(reach_SW, draw_S1, right=True).squeeze(1)
     tokens_S = tokens_S.clamp_(max=logits_SW.shape[1] - 1)
-    if not rows.unit:
-        tokens_S = torch.where(rows.temperature_S > 0, tokens_S, logits_SW.argmax(dim=-1))
+    most_S = None
+    if not rows.unit and bool((rows.temperature_S == 0).any()):
+        most_S, best_S = logits_SW.max(dim=-1)
+        tokens_S = torch.where(rows.temperature_S > 0, tokens_S, best_S)
     # A share that rounds to zero is not drawn, but for a draw at the very end: its logarithm stays finite.
     logprobs_S = shares_SW.gather(1, tokens_S[:, None]).squeeze(1).clamp_(min=SMALLEST_SHARE).log_()
+    if most_S is not None:  # to the bit what a call of greedy rows alone gives
+        logprobs_S = torch.where(rows.temperature_S > 0, logprobs_S, most_S - logits_SW.logsumexp(dim=-1))
     return tokens_S, logprobs_S, kept_SW
 
 
@@ -95,7 +99,7 @@ def uniform(seed_S: Tensor, place_S: Tensor) -> Tensor:
 
 def _cut(shares_SW: Tensor, rows: SamplingRows) -> Tensor:
     """Zero what top-k, top-p and min-p leave out; the most likely token always stays."""
-    ordered_SW, index_SW = shares_SW.sort(dim=-1, descending=True)
+    ordered_SW, index_SW = shares_SW.sort(dim=-1, descending=True, stable=True)
     rank_W = torch.arange(shares_SW.shape[1], device=shares_SW.device)
     keep = (rows.top_k_S[:, None] == 0) | (rank_W < rows.top_k_S[:, None])
     before = ordered_SW.cumsum(dim=-1) - ordered_SW

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanseek.kernels.linear import LEAST_ROWS, product
+from leanseek.kernels.invariance import is_invariant, silu
+from leanseek.kernels.linear import LEAST_ROWS, linear, product
 
 # Up to this many choices torch's `grouped_mm` without gradient is the fastest form (`bench/moe.py`).
 FEW_CHOICES = 256
@@ -58,6 +59,8 @@ def routed_experts(
     if needs_gradient:
         out: Tensor = _RoutedExperts.apply(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
         return out
+    if is_invariant():
+        return _invariant(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
     if x_TD.shape[0] == 1:
         return _one_row(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
     choices = experts_TK.numel()
@@ -96,6 +99,26 @@ def _one_row(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: 
         gate, up = F.linear(x_TD, gate_up_EFD[expert]).chunk(2, dim=-1)
         out.add_(F.linear(F.silu(gate).mul_(up), down_EDF[expert]), alpha=weight)
     return out
+
+
+def _invariant(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """The sorted loop by invariant products; a token's experts are added up in fp32, in the order of their numbers."""
+    experts_TK, places_TK = experts_TK.sort(dim=-1)
+    weights_TK = weights_TK.float().gather(1, places_TK)
+    order, rows, bounds = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
+    x_MD = x_TD.index_select(0, rows)
+    down_MD = torch.empty_like(x_MD)
+    start = 0
+    for expert, end in enumerate(bounds):
+        if end > start:
+            gate, up = linear(x_MD[start:end], gate_up_EFD[expert]).chunk(2, dim=-1)
+            down_MD[order[start:end]] = linear(silu(gate) * up, down_EDF[expert])
+        start = end
+    down_TKD = down_MD.view(*experts_TK.shape, -1).float()
+    out_TD = down_TKD[:, 0] * weights_TK[:, :1]
+    for place in range(1, experts_TK.shape[1]):
+        out_TD = out_TD + down_TKD[:, place] * weights_TK[:, place, None]
+    return out_TD.to(x_TD.dtype)
 
 
 def _sort_by_expert(experts_TK: Tensor, experts: int) -> tuple[Tensor, Tensor, list[int]]:

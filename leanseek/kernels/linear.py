@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanseek import variables
+from leanseek.kernels import invariance
+from leanseek.kernels.invariance import filled_up, is_invariant
 
 # Below this many rows MKL's product is the faster one: oneDNN costs some microseconds a call more.
 LEAST_ROWS = 32
+# Where rows must be invariant their number may not decide; from so large a weight on oneDNN is the faster one.
+LEAST_WEIGHTS = 1 << 16
 
 
 def linear_reference(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
@@ -35,6 +39,8 @@ def linear_reference(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
 
 def linear(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
     """Multiply by a weight, transposed; arguments and result as in `linear_reference`."""
+    if is_invariant():
+        return _invariant(x_TD, weight_OD)
     if not _suits(x_TD, weight_OD):
         return F.linear(x_TD, weight_OD)
     if torch.is_grad_enabled() and (x_TD.requires_grad or weight_OD.requires_grad):
@@ -66,15 +72,26 @@ def report() -> str:
     return "oneDNN (AVX-512, an AMD processor)" if onednn_is_faster() else "torch's default"
 
 
+def _invariant(x: Tensor, weight: Tensor) -> Tensor:
+    """The product whose rows do not depend on each other: which library computes it is the weight's matter alone."""
+    flat = x.reshape(-1, x.shape[-1])
+    # MKL deals rows out to threads, and each thread must get enough.
+    step = invariance.LEAST_ROWS * torch.get_num_threads()
+    rows = filled_up(flat, -(-max(flat.shape[0], 1) // step) * step)
+    if weight.numel() >= LEAST_WEIGHTS and _suits_onednn(rows, weight):
+        out = _onednn(rows, weight)
+    else:
+        out = F.linear(rows, weight)
+    return out[: flat.shape[0]].view(*x.shape[:-1], -1)
+
+
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.dtype == torch.float32
-        and weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.ndim == 2
-        and x.shape[0] >= LEAST_ROWS
-        and onednn_is_faster()
-    )
+    return x.ndim == 2 and x.shape[0] >= LEAST_ROWS and _suits_onednn(x, weight)
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    both = x.dtype == torch.float32 and weight.dtype == torch.float32
+    return both and x.device.type == "cpu" and onednn_is_faster()
 
 
 def _onednn(x: Tensor, weight: Tensor) -> Tensor:

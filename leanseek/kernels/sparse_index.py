@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from leanseek.kernels.invariance import batched_product, is_invariant
+
 
 def index_scores(q_SQHI: Tensor, k_SKI: Tensor, weights_SQH: Tensor) -> Tensor:
     """Score every key for every query; heads are summed one after the other, so that memory holds one head's scores.
@@ -20,8 +22,9 @@ def index_scores(q_SQHI: Tensor, k_SKI: Tensor, weights_SQH: Tensor) -> Tensor:
     k_SIK = k_SKI.float().transpose(1, 2)
     total_SQK = q_SQHI.new_zeros(*q_SQHI.shape[:2], k_SKI.shape[1], dtype=torch.float32)
     for head in range(q_SQHI.shape[2]):
-        scores_SQK = torch.bmm(q_SQHI[:, :, head].float(), k_SIK).relu_()
-        total_SQK.addcmul_(scores_SQK, weights_SQH[:, :, head, None])
+        q_SQI = q_SQHI[:, :, head].float()
+        scores_SQK = (batched_product(q_SQI, k_SIK) if is_invariant() else torch.bmm(q_SQI, k_SIK)).relu_()
+        total_SQK.add_(scores_SQK.mul_(weights_SQH[:, :, head, None]))
     return total_SQK
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanseek.kernels.attention import absorbed_attention
+from leanseek.kernels.invariance import batched_product, is_invariant
 from leanseek.kernels.rope import rotate, yarn_mscale
 from leanseek.model.cache import CacheView
 from leanseek.model.config import ModelConfig
 from leanseek.model.indexer import Indexed, Indexer
 from leanseek.model.layers import Linear, RMSNorm
-from leanseek.model.packing import attend_packed, attend_rows, in_rows, out_of_rows
+from leanseek.model.packing import attend_invariant, attend_packed, attend_rows, in_rows, out_of_rows, read_invariant
 from leanseek.model.segments import Segments
 
 # Where absorbed and expanded attention over a cache cross, over where their multiplications do (bench/absorbed.py, two
@@ -83,7 +85,9 @@ class LatentAttention(nn.Module):
         if cache is not None:
             entry = [latent_TL, k_rope_TR.squeeze(1)]
             cache.write(layer, torch.cat(entry if indexed is None else [*entry, indexed.key_TI], dim=-1), segments)
-        if cache is None or segments.cached_lengths is None:
+        if cache is not None and is_invariant():
+            out_THV = self._invariant(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
+        elif cache is None or segments.cached_lengths is None:
             out_THV = self._expanded(q_nope_THN, q_rope_THR, latent_TL, k_rope_TR, segments, indexed)
         elif max(segments.lengths) <= self.absorb_up_to:
             out_THV = self._absorbed(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
@@ -137,6 +141,36 @@ class LatentAttention(nn.Module):
         )
         latent_THL = out_of_rows(latent_SML.view(sequences, queries, self.heads, self.latent), segments)
         return torch.bmm(latent_THL.transpose(0, 1), up_HXL[:, self.nope :].transpose(1, 2)).transpose(0, 1)
+
+    def _invariant(
+        self,
+        q_nope_THN: Tensor,
+        q_rope_THR: Tensor,
+        segments: Segments,
+        cache: CacheView,
+        layer: int,
+        indexed: Indexed | None,
+    ) -> Tensor:
+        """Absorbed attention for any number of new tokens, whose bits depend on nothing but their own text."""
+        up_HXL = self.kv_b_proj.weight.view(self.heads, self.nope + self.value, self.latent)
+        q_HTL = batched_product(q_nope_THN.transpose(0, 1), up_HXL[:, : self.nope])
+        entries_SKC = read_invariant(cache, layer, segments)
+        keys_SKC = entries_SKC[..., : self.latent + self.rope]
+        hidden_SQK = None
+        if indexed is not None and segments.longest > indexed.topk:
+            index_keys_SKI = entries_SKC[:, : segments.longest, self.latent + self.rope :]
+            # What lies behind the longest text is hidden from all.
+            beyond = entries_SKC.shape[1] - segments.longest
+            hidden_SQK = F.pad(indexed.hidden_rows(index_keys_SKI, segments), (0, beyond), value=True)
+        latent_THL = attend_invariant(
+            torch.cat((q_HTL.transpose(0, 1), q_rope_THR), dim=-1),
+            keys_SKC,
+            keys_SKC[..., : self.latent],
+            segments,
+            hidden_SQK,
+            self.scale,
+        )
+        return batched_product(latent_THL.transpose(0, 1), up_HXL[:, self.nope :].transpose(1, 2)).transpose(0, 1)
 
     def _expanded_cache(
         self,

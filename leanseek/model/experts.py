@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanseek.kernels.experts import routed_experts
+from leanseek.kernels.invariance import is_invariant, sigmoid
+from leanseek.kernels.linear import linear
 from leanseek.model.config import ModelConfig
 from leanseek.model.layers import SwiGLU
 
@@ -87,9 +89,10 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing | None) -> tuple[Tensor, Tensor]:
         """Return (weights_TK float32, experts_TK int64)."""
-        logits_TE = F.linear(x_TD.float(), self.weight.float())
+        x_TD, weight_ED = x_TD.float(), self.weight.float()
+        logits_TE = linear(x_TD, weight_ED) if is_invariant() else F.linear(x_TD, weight_ED)
         softmax = self.config.scoring_func == "softmax"
-        scores_TE = torch.softmax(logits_TE, dim=-1) if softmax else torch.sigmoid(logits_TE)
+        scores_TE = torch.softmax(logits_TE, dim=-1) if softmax else sigmoid(logits_TE)
         if routing is None or routing.replay_TNK is None:
             experts_TK = self.choose(scores_TE)
         else:

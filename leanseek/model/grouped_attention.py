@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leanseek.kernels.invariance import is_invariant
 from leanseek.kernels.rope import rotate_halves
 from leanseek.model.cache import CacheView
 from leanseek.model.config import ModelConfig
 from leanseek.model.layers import Linear, RMSNorm
-from leanseek.model.packing import attend_packed, attend_rows
+from leanseek.model.packing import attend_invariant, attend_packed, attend_rows, read_invariant
 from leanseek.model.segments import Segments
 
 
@@ -52,14 +53,34 @@ class GroupedAttention(nn.Module):
         q_THI, k_TGI = rotate_halves(q_THI, rotations_TR), rotate_halves(k_TGI, rotations_TR)
         if cache is not None:
             cache.write(layer, torch.cat((k_TGI, v_TGI), dim=1).flatten(1), segments)
-        if cache is None or segments.cached_lengths is None:
+        if cache is not None and is_invariant():
+            keys_SKGI, values_SKGI = self._parts(read_invariant(cache, layer, segments))
+            each = self.heads // self.shared
+            out_THI = torch.cat(
+                [
+                    attend_invariant(
+                        q_THI[:, g * each : (g + 1) * each],
+                        keys_SKGI[:, :, g],
+                        values_SKGI[:, :, g],
+                        segments,
+                        None,
+                        self.scale,
+                    )
+                    for g in range(self.shared)
+                ],
+                dim=1,
+            )
+        elif cache is None or segments.cached_lengths is None:
             out_THI = attend_packed(q_THI, self._each(k_TGI), self._each(v_TGI), segments, self.scale)
         else:
-            entries_SKC = cache.read(layer, segments.longest, segments)
-            k, v = entries_SKC.view(*entries_SKC.shape[:2], 2 * self.shared, self.width).split(self.shared, dim=2)
+            k, v = self._parts(cache.read(layer, segments.longest, segments))
             visible_SQK = segments.visible_SQK()
             out_THI = attend_rows(q_THI, self._each(k), self._each(v), visible_SQK, segments, self.scale)
         return self.o_proj(out_THI.reshape(x_TD.shape[0], self.heads * self.width))
+
+    def _parts(self, entries_SKC: Tensor) -> tuple[Tensor, ...]:
+        """Return the keys and the values of cache entries, each [S, K, G, I]."""
+        return entries_SKC.unflatten(-1, (2 * self.shared, self.width)).split(self.shared, dim=2)
 
     def _each(self, x: Tensor) -> Tensor:
         """Repeat the shared heads for every query head: [..., G, I] to [..., H, I]."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import rms_norm
 
@@ -84,4 +85,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Apply the gated MLP."""
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))

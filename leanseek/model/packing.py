@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from leanseek.kernels.attention import expanded_attention
+from leanseek.kernels.invariance import KEY_MULTIPLE, filled_up, invariant_attention
+from leanseek.model.cache import CacheView
 from leanseek.model.segments import AttentionGroup, Segments
 
+# Up to so many new tokens a text, texts are laid side by side for invariant attention; longer ones come in turn.
+MOST_LEVEL_QUERIES = 9
+# Scores in memory at once, where a text has many new tokens.
+MOST_SCORES = 1 << 22
 # group -> which of its keys each query may look at, [S, 1, queries, keys]; None: plain causal order.
 Choose = Callable[[AttentionGroup], Tensor | None]
 
@@ -58,6 +64,71 @@ def attend_rows(
     """
     out = expanded_attention(in_rows(q_THD, segments), k_SKHD, v_SKHV, visible_SQK.unsqueeze(1), scale)
     return out_of_rows(out, segments)
+
+
+def attend_invariant(
+    q_THC: Tensor,
+    keys_SKC: Tensor,
+    values_SKV: Tensor,
+    segments: Segments,
+    hidden_SQK: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attend from each segment's tokens over its row of cached keys, which all heads share; [T, H, V].
+
+    A token's result has the same bits however its text was cut and whatever else is in the call.
+
+    Args:
+        q_THC: queries of the packed tokens.
+        keys_SKC, values_SKV: a row per segment, padded by finite numbers to a multiple of `KEY_MULTIPLE`.
+        segments: whose tokens the queries are.
+        hidden_SQK: True where a query may not look; None: plain causal order.
+        scale: factor on the scores.
+    """
+    sequences, queries, keys = len(segments.lengths), max(segments.lengths), keys_SKC.shape[1]
+    heads, device = q_THC.shape[1], q_THC.device
+    if queries <= MOST_LEVEL_QUERIES:
+        if hidden_SQK is None:
+            last_SQ = segments.first_positions_S[:, None] + torch.arange(queries, device=device)
+            hidden_SQK = torch.arange(keys, device=device) > last_SQ[:, :, None]
+        q_SQHC = in_rows(q_THC, segments)
+        hidden_SMK = hidden_SQK.repeat_interleave(heads, dim=1)
+        out = invariant_attention(
+            q_SQHC.view(sequences, queries * heads, -1),
+            keys_SKC,
+            values_SKV,
+            hidden_SMK,
+            scale,
+        )
+        return out_of_rows(out.view(sequences, queries, heads, -1), segments)
+    out_THV = values_SKV.new_empty(q_THC.shape[0], heads, values_SKV.shape[2])
+    for s, (at, length, first) in enumerate(
+        zip(segments.starts, segments.lengths, segments.first_positions, strict=True)
+    ):
+        seen = -(-(first + length) // KEY_MULTIPLE) * KEY_MULTIPLE
+        step = max(MOST_SCORES // (seen * heads), 1)
+        for begin in range(0, length, step):
+            count = min(step, length - begin)
+            if hidden_SQK is None:
+                last_Q = first + begin + torch.arange(count, device=device)
+                hidden_QK = torch.arange(seen, device=device) > last_Q[:, None]
+            else:
+                hidden_QK = hidden_SQK[s, begin : begin + count, :seen]
+            out = invariant_attention(
+                q_THC[at + begin : at + begin + count].reshape(1, count * heads, -1),
+                keys_SKC[s : s + 1, :seen],
+                values_SKV[s : s + 1, :seen],
+                hidden_QK.repeat_interleave(heads, dim=0)[None],
+                scale,
+            )
+            out_THV[at + begin : at + begin + count] = out.view(count, heads, -1)
+    return out_THV
+
+
+def read_invariant(cache: CacheView, layer: int, segments: Segments) -> Tensor:
+    """Return the segments' cache entries, padded to a multiple of `KEY_MULTIPLE`: [S, K, C]."""
+    wanted = -(-segments.longest // KEY_MULTIPLE) * KEY_MULTIPLE
+    return filled_up(cache.read(layer, wanted, segments), wanted, 1)
 
 
 def in_rows(x_T: Tensor, segments: Segments) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +23,13 @@ from leanseek.tokens.tokenizer import Tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Transformer:
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: Callable[[float], None] = lambda share: None,
+) -> Transformer:
     """Open a checkpoint folder: of leanseek, of DeepSeek (FP8 too), or saved by transformers.
 
     Every tensor's name, shape, type and place in its file is checked before the first weight is read. Weights then
@@ -33,6 +39,7 @@ def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu
         folder: has config.json and model.safetensors (or its index and shards).
         dtype: "float32" or "bfloat16", what the weights are kept in.
         device: "cpu" or "cuda".
+        progress: is told the share of the weights' bytes that are there, from 0 to 1, now and then.
     Returns:
         The model in evaluation mode.
     Raises:
@@ -53,12 +60,16 @@ def load_model(folder: str | Path, *, dtype: str = "float32", device: str = "cpu
     model = empty_model(config, dtype=dtype, device=device)
     _check(folder, model, tensors, scales)
     targets = {entry.name: entry.target for entry in entries(model) if not entry.copy}
+    total_bytes, done_bytes = sum(target.nbytes for target in targets.values()), 0
     with torch.no_grad():
         # In the order of the files: disks read on faster than they jump.
         for stored in sorted((tensors[name] for name in targets), key=lambda stored: (stored.path, stored.start)):
             target = targets[stored.name]
             for first, rows in pieces(stored, scales.get(stored.name)):
-                target[first : first + len(rows)].copy_(rows)
+                part = target[first : first + len(rows)]
+                part.copy_(rows)
+                done_bytes += part.nbytes
+                progress(done_bytes / total_bytes)
     model.eval()
     return model
 

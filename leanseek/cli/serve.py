@@ -33,11 +33,12 @@ def serve(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     cors_origin: tuple[str, ...] = (),
+    drain_s: float = 120.0,
 ) -> None:
     """Serve a model over HTTP in OpenAI's, DeepSeek's and Anthropic's protocols, with a chat page.
 
-    It stops with Ctrl-C or SIGTERM, when the requests under way are answered; a second signal ends them where they
-    are.
+    It stops with Ctrl-C or SIGTERM, when the requests under way are answered or --drain-s is over; a second signal ends
+    them where they are.
 
     Example: leanseek serve runs/laptop --port 8000
 
@@ -64,6 +65,7 @@ def serve(
         tls_cert: File of a certificate (PEM), to serve HTTPS; goes with --tls-key.
         tls_key: File of its private key.
         cors_origin: Let web pages of this origin ask, as https://example.com; may be given several times.
+        drain_s: Seconds that requests under way may go on once the server is to stop; then they end where they are.
     """
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together: give both, or neither")
@@ -94,6 +96,7 @@ def serve(
         most_requests=max_requests,
         access_log=access_log,
         cors_origins=cors_origin,
+        drain_s=drain_s,
         tls=(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
     )
     say(f"serving {folder} as {listener.served.name!r}")

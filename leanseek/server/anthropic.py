@@ -18,6 +18,7 @@ from leanseek.server.wire import (
     Schema,
     StopTexts,
     TokenCount,
+    Whole,
     Wire,
     join_text,
     shallow,
@@ -184,7 +185,7 @@ class MessagesRequest(CountRequest):
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 20), Whole] | None = None
 
     def asked(self) -> Asked:
         """Return what it wants.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from leanseek.engine.request import Event, SamplingParams, TopLogprobs
@@ -18,7 +18,7 @@ from leanseek.server.openai import StreamOptions
 from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, Scored
 from leanseek.server.usage import Usage
-from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, UserId
+from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, UserId, Whole, whole
 from leanseek.tokens.tokenizer import Tokenizer
 
 MOST_PROMPTS = 1024
@@ -37,6 +37,7 @@ def _prompts(value: Any) -> Any:
         return [value]
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("prompt", accepted)
+    value = [[whole(token) for token in one] if isinstance(one, list) else whole(one) for one in value]
     prompts = [value] if all(_is_id(one) for one in value) else value
     if len(prompts) > MOST_PROMPTS:
         raise PydanticCustomError("prompt", f"at most {MOST_PROMPTS} prompts are accepted")
@@ -51,16 +52,22 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}, "minItems": 1}
+_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MOST_PROMPTS}
+_LISTS = {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MOST_PROMPTS}
+PROMPT = {"anyOf": [{"type": "string"}, {"type": "null"}, _TEXTS, _IDS, _LISTS]}
+
+
 class CompletionRequest(Drawing):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[Any, BeforeValidator(_prompts)]
+    prompt: Annotated[Any, BeforeValidator(_prompts), WithJsonSchema(PROMPT)]
     model: ModelName | None = None
     suffix: str | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS), Whole] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128), Whole] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user_id: UserId | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -32,6 +33,9 @@ HEADER_BYTES = 64 << 10
 MOST_REQUESTS = 1024
 MOST_USD_PER_HOUR = 1_000_000
 LONGEST_PORT = 65535
+# How long replies may go on after the first signal, and how long clients then have to take what was said.
+DRAIN_S = 120.0
+TAKING_S = 5.0
 
 
 class Listener:
@@ -49,6 +53,7 @@ class Listener:
         access_log: whether each request is told on standard error.
         cors_origins: web pages of these origins may ask.
         tls: files of a certificate and of its key; None: plain HTTP.
+        drain_s: how long requests under way may go on once the server is to stop; then they end where they are.
     Raises:
         ServerError: the port is taken, or the address is not this machine's.
         UsageError: others could reach the server without a key, or the port or the certificate is none.
@@ -68,7 +73,10 @@ class Listener:
         access_log: bool = False,
         cors_origins: tuple[str, ...] = (),
         tls: tuple[Path, Path] | None = None,
+        drain_s: float = DRAIN_S,
     ) -> None:
+        if not 0 <= drain_s < float("inf"):
+            raise UsageError(f"drain_s = {drain_s}: 0 or more seconds are accepted")
         if not is_loopback(host) and not api_keys and not insecure:
             raise UsageError(
                 f"host = {host!r} can be reached from other machines, and no API key is set; "
@@ -102,7 +110,7 @@ class Listener:
             ssl_certfile=None if tls is None else tls[0],
             ssl_keyfile=None if tls is None else tls[1],
         )
-        self._server = _Server(config, self.bridge)
+        self._server = _Server(config, self.bridge, drain_s)
         self.bridge.on_failure = self.stop
 
     @classmethod
@@ -155,7 +163,7 @@ class Listener:
         return f"{self._scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until Ctrl-C, SIGTERM or `stop`; requests under way are finished.
+        """Serve until Ctrl-C, SIGTERM or `stop`; requests under way are finished, as far as `drain_s` lets them.
 
         A second signal ends them where they are, a third one drops them.
 
@@ -203,11 +211,29 @@ class Listener:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, saying what Ctrl-C does."""
+    """uvicorn's server, saying what Ctrl-C does, and patient for so long."""
 
-    def __init__(self, config: uvicorn.Config, bridge: Bridge) -> None:
+    def __init__(self, config: uvicorn.Config, bridge: Bridge, drain_s: float) -> None:
         super().__init__(config)
-        self._bridge, self._signals = bridge, 0
+        self._bridge, self._drain_s, self._signals = bridge, drain_s, 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests under way go on for a while; then end them, and then leave those who do not listen."""
+        loop = asyncio.get_running_loop()
+        ends = loop.call_later(self._drain_s, self._end), loop.call_later(self._drain_s + TAKING_S, self._leave)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            for end in ends:
+                end.cancel()
+
+    def _end(self) -> None:
+        if self._bridge.active:
+            say(f"{self._bridge.active} requests are not answered after {self._drain_s:g} s; they end where they are")
+        self._bridge.interrupt()
+
+    def _leave(self) -> None:
+        self.force_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end replies where they are at the second, drop what is left at the third."""
@@ -217,7 +243,10 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         active = self._bridge.active
         if self._signals == 1 and active:
-            say(f"stopping when {active} requests are answered; Ctrl-C again ends them where they are")
+            say(
+                f"stopping when {active} requests are answered, within {self._drain_s:g} s; "
+                "Ctrl-C again ends them where they are"
+            )
         elif self._signals == 2:
             self._bridge.interrupt()
         elif self._signals > 2:

@@ -22,6 +22,8 @@ from leanseek.units import format_bytes
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MOST_DRAFTS = 8
 TRIAL_TOKENS = 32
+# The share of a start that is told as the reading of weights; the rest does not grow with them.
+READING = 0.9
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,16 @@ class Loading:
             EngineError: the cache is too small, or its folder cannot be used.
         """
         size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        report(f"reading {format_bytes(size)} of weights", 0.0)
+        reading = f"reading {format_bytes(size)} of weights"
+        report(reading, 0.0)
         tokenizer = Tokenizer.load(self.folder)
-        model = load_model(self.folder, dtype=DTYPES[self.weights], device=self.device)
-        report("trying a first token", 0.8)
+        model = load_model(
+            self.folder,
+            dtype=DTYPES[self.weights],
+            device=self.device,
+            progress=lambda share: report(reading, READING * share),
+        )
+        report("trying a first token", READING)
         # By an engine of its own: nothing of the trial is to be remembered.
         trial = Engine(model, tokenizer, max_batch=1, max_context_tokens=TRIAL_TOKENS)
         # So that broken weights show now, and the first client does not wait for what is done once.
@@ -89,7 +97,7 @@ class Loading:
         output = trial.generate([[trial.config.bos_token_id]], params)[0]
         if output.error is not None:
             raise CheckpointError(f"{self.folder}: {output.error}")
-        report("making room for texts", 0.9)
+        report("making room for texts", (1 + READING) / 2)
         drafts = int(model.mtp_layer is not None) if self.drafts is None else self.drafts
         specs = model.cache_specs()[: model.config.num_hidden_layers + bool(drafts)]
         room = self.store.bytes_for(specs, model.config.max_position_embeddings, self.max_batch, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from leanseek.engine.request import Grammar
@@ -13,7 +13,7 @@ from leanseek.messages import Message
 from leanseek.server.asked import Asked
 from leanseek.server.refusal import ApiError, parse_body
 from leanseek.server.toolbox import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
-from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Whole, Wire, join_text
 
 # What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
 # thinking, so all levels mean the same to them; "none" is no thinking.
@@ -31,11 +31,28 @@ EFFORTS = {
 NOT_THINKING = "deepseek-chat"
 
 
+_PART = {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
+_PARTS = {"type": "array", "items": {**_PART, "required": ["type", "text"]}}
+TEXT = {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]}
+_SAID = {"content": {"not": {"type": "null"}}}
+# What a message of each role cannot be without.
+NEEDED = [
+    {"properties": {"role": {"const": "assistant"}}},
+    {"properties": {"role": {"enum": ["system", "developer", "user"]}, **_SAID}, "required": ["content"]},
+    {
+        "properties": {"role": {"const": "tool"}, **_SAID, "tool_call_id": {"not": {"type": "null"}}},
+        "required": ["content", "tool_call_id"],
+    },
+]
+
+
 class ChatMessage(Wire):
     """One message of the conversation; which earlier thinking the model sees again, its chat format says."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": NEEDED})
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(join_text)] = None
+    content: Annotated[str | None, BeforeValidator(join_text), WithJsonSchema(TEXT)] = None
     reasoning_content: str | None = None
     prefix: bool | None = None
     tool_calls: Annotated[list[Call], Field(max_length=MOST_CALLS)] | None = None
@@ -120,7 +137,7 @@ class ChatRequest(Drawing):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from leanseek.errors import LeanseekError, ServerError, UsageError
 from leanseek.server.jsontext import to_json
-from leanseek.server.ticket import NotReadyError, OverloadedError, RefusedError
+from leanseek.server.ticket import BehindError, NotReadyError, OverloadedError, RefusedError
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -78,6 +78,8 @@ def as_api_error(error: LeanseekError) -> ApiError:
         return ApiError(429, str(error), code="overloaded", headers={"retry-after": str(error.retry_s)})
     if isinstance(error, NotReadyError):
         return ApiError(503, str(error), code="not_ready", headers={"retry-after": "1"})
+    if isinstance(error, BehindError):
+        return ApiError(408, str(error), code="client_too_slow")
     if isinstance(error, RefusedError | UsageError):
         return ApiError(400, str(error), code="invalid_request")
     return ApiError(500, str(error), code="engine_failed")

@@ -17,6 +17,8 @@ from leanseek.server.jsontext import to_json
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_JSON = b"\n"
 KEEP_ALIVE_S = 10.0
+# A client that takes nothing for so long, although something is there, has gone without saying so.
+TAKING_TIMEOUT_S = 120.0
 
 Result = TypeVar("Result")
 
@@ -95,7 +97,11 @@ class EventStream(StreamingResponse):
 
     async def _send(self, send: Send, body: Any) -> None:
         self._sent += 1
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        try:
+            async with asyncio.timeout(TAKING_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise ClientGoneError(f"the client took nothing for {TAKING_TIMEOUT_S:.0f} s") from None
         # Neither sending nor taking an event that is there lets others run: a long burst would keep
         # the loop from seeing that the client has left.
         await asyncio.sleep(0)

@@ -12,6 +12,10 @@ from leanseek.engine.request import Event, SamplingParams
 from leanseek.errors import EngineError, LeanseekError, ServerError
 from leanseek.server.bill import Share
 
+# Events that may wait for a client that reads slowly: what a server holds for it is bounded.
+MOST_BEHIND = 8192
+MERGED = 64
+
 
 class NotReadyError(ServerError):
     """The engine is still loading, could not be loaded, or was closed."""
@@ -23,6 +27,10 @@ class StoppingError(NotReadyError):
 
 class RefusedError(EngineError):
     """The engine did not take a request: something is wrong with it."""
+
+
+class BehindError(EngineError):
+    """The client takes its reply much more slowly than it is said."""
 
 
 class OverloadedError(ServerError):
@@ -99,7 +107,16 @@ class Ticket:
             yield item
 
     def deliver(self, item: Event | LeanseekError) -> None:
-        """Hand over an event or the failure that ends the request; called in the request's event loop."""
+        """Hand over an event or the failure that ends the request; called in the request's event loop.
+
+        A client that is too far behind loses its request, not the server its memory.
+        """
+        if self._arrived.qsize() >= MOST_BEHIND:
+            if not self._over:
+                self.close()
+                message = f"the client is {MOST_BEHIND} tokens behind; the request was ended: read the stream faster"
+                self._arrived.put_nowait(BehindError(message))
+            return
         self._arrived.put_nowait(item)
 
     def close(self) -> None:
@@ -115,15 +132,16 @@ async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
     Raises:
         LeanseekError: of the first request that fails.
     """
-    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue()
+    # Of bounded size, so that what a slow client has not taken stays where it is counted.
+    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue(MERGED)
 
     async def follow(place: int, ticket: Ticket) -> None:
         try:
             async for event in ticket:
-                arrived.put_nowait((place, event))
+                await arrived.put((place, event))
         except LeanseekError as error:
-            arrived.put_nowait((place, error))
-        arrived.put_nowait((place, None))
+            await arrived.put((place, error))
+        await arrived.put((place, None))
 
     tasks = [asyncio.create_task(follow(place, ticket)) for place, ticket in enumerate(tickets)]
     try:

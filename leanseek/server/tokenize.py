@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from leanseek.server.asked import Asked
 from leanseek.server.openai import ChatMessage, ChatRequest
 from leanseek.server.toolbox import MOST_TOOLS, Tool
-from leanseek.server.wire import MOST_MESSAGES, MOST_TOKENS, ModelName, Wire
+from leanseek.server.wire import MOST_MESSAGES, MOST_TOKENS, ModelName, Whole, Wire
 from leanseek.tokens.tokenizer import Tokenizer
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31), Whole]
+
+
+def _needs(field: str) -> dict[str, Any]:
+    """Return the schema of an object where this field is not null."""
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
 
 
 class TokenizeRequest(Wire):
     """The body of POST /tokenize: a text, or a conversation as a chat request has it."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_needs("prompt"), _needs("messages")]})
 
     model: ModelName | None = None
     prompt: str | None = None

@@ -6,7 +6,7 @@ import re
 import secrets
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from leanseek.engine.request import Grammar, SamplingParams
@@ -75,6 +75,11 @@ def shallow(value: Any) -> Any:
     return value
 
 
+def whole(value: Any) -> Any:
+    """Return 1 for 1.0: JSON has one kind of number, and some clients write all of them with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _biases(value: Any) -> Any:
     if isinstance(value, dict):
         for token in value:
@@ -85,13 +90,17 @@ def _biases(value: Any) -> Any:
 
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 StopTexts = Annotated[tuple[StopText, ...], Field(max_length=MOST_STOPS), BeforeValidator(_stops)]
-TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+Whole = BeforeValidator(whole)
+TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), Whole]
 ModelName = Annotated[str, Field(max_length=512)]
-UserId = Annotated[str, AfterValidator(_user_id)]
+UserId = Annotated[str, AfterValidator(_user_id), WithJsonSchema({"type": "string", "pattern": f"^{USER_ID.pattern}$"})]
 Biases = Annotated[
-    dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES), BeforeValidator(_biases)
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MOST_BIASES),
+    BeforeValidator(_biases),
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
 ]
 Schema = Annotated[dict[str, Any], AfterValidator(shallow)]
 
@@ -101,14 +110,15 @@ class Drawing(Wire):
 
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    top_k: TopK | None = None
+    top_k: Annotated[TopK, BeforeValidator(whole)] | None = None
     min_p: MinP | None = None
     seed: Seed | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_REPLIES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_REPLIES), Whole] | None = None
     stop: StopTexts = ()
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    # Below, what it divides may leave the numbers that there are.
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Biases | None = None
 
     def params(

@@ -124,3 +124,10 @@ def test_json_that_is_nested_deeply(tiny_server):
     status, _, text = send(tiny_server, "POST", "/v1/chat/completions", body)
     assert status in (400, 422)
     assert json.loads(text)["error"]["message"]
+
+
+def test_numbers_that_break_arithmetic_are_refused_and_whole_ones_may_have_a_point(tiny_server):
+    for fields, status in (({"repetition_penalty": 5e-324}, 422), ({"max_tokens": 2.0, "seed": 1.0, "n": 1.0}, 200)):
+        body = json.dumps({"messages": ASK, "max_tokens": 2, **fields})
+        assert send(tiny_server, "POST", "/v1/chat/completions", body)[0] == status
+    assert send(tiny_server, "POST", "/v1/chat/completions", json.dumps({"messages": ASK, "max_tokens": 1.5}))[0] == 422

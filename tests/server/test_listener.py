@@ -14,6 +14,7 @@ from leanseek.checkpoint.directory import save_model
 from leanseek.errors import CheckpointError, ServerError, UsageError
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
+from leanseek.server.loading import Loading
 from leanseek.server.store import Store
 
 
@@ -116,6 +117,16 @@ def test_of_folder(tmp_path, tiny_model, tiny_tokenizer):
     assert changed.served.name == "other"
 
 
+def test_the_progress_of_loading_is_that_of_the_weights(tmp_path, tiny_model, tiny_tokenizer):
+    save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
+    loading, told = Loading(tmp_path / "model", "fp32", "cpu", 4, Store(gib=0.01)), []
+    loading.engine(lambda phase, progress: told.append((phase, progress)))
+    shares = [progress for _, progress in told]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
+    reading = [progress for phase, progress in told if phase.startswith("reading")]
+    assert len(reading) > 10 and reading[-1] == pytest.approx(0.9)
+
+
 def test_of_folder_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(UsageError, match="fp32, bf16"):
         Listener.of_folder(tmp_path, port=0, weights="int3")
@@ -125,6 +136,8 @@ def test_of_folder_refuses_what_it_cannot_do(tmp_path):
         Listener.of_folder(tmp_path, port=0, drafts=9)
     with pytest.raises(UsageError, match="usd_per_hour = -1"):
         Listener.of_folder(tmp_path, port=0, usd_per_hour=-1)
+    with pytest.raises(UsageError, match="drain_s = -1"):
+        Listener.of_folder(tmp_path, port=0, drain_s=-1)
 
 
 def test_broken_weights_are_never_served(tmp_path, make_model, tiny_tokenizer):
@@ -164,7 +177,7 @@ def test_ctrl_c_finishes_what_is_under_way(script, capfd):
     thread.join(5)
     assert got == ["refused", "answer"]
     assert listener.bridge.state == "closed"
-    assert "stopping when 1 requests are answered" in capfd.readouterr().err
+    assert "stopping when 1 requests are answered, within 120 s" in capfd.readouterr().err
 
 
 def test_url():

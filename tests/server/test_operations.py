@@ -18,7 +18,8 @@ import pytest
 from leanseek.engine.engine import Engine
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.errors import UsageError
-from leanseek.server import protocol, sse
+from leanseek.server import listener as listener_module
+from leanseek.server import protocol, sse, ticket
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
 from tests.server.invariants import check_chat_stream
@@ -210,6 +211,89 @@ def test_sigterm_finishes_what_is_under_way(script):
     listener.run()
     thread.join(5)
     assert got == ["answer"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_done_when_draining_is_over_ends_where_it_is(script, stream):
+    engine = script("think " * 50, "answer")
+    listener = Listener(lambda report: engine, Served("tiny"), port=0, drain_s=0.3)
+    engine.hold()
+    got = []
+
+    def client():
+        listener.bridge.wait(5)
+        with begin(listener, max_tokens=1000, stream=stream) as opened, begin(listener, stream=stream) as late:
+            until(lambda: listener.bridge.under_way == 2)
+            engine.allow(5)
+            until(lambda: listener.bridge.steps == 5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: listener.bridge._orders.qsize() == 1)
+            engine.allow(1)
+            for one in (opened, late):
+                answer = http.client.HTTPResponse(one)
+                answer.begin()
+                got.append(answer.read())
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    began_s = time.monotonic()
+    listener.run()
+    assert time.monotonic() - began_s < 10  # not the two minutes of the default
+    thread.join(5)
+    assert len(got) == 2
+    for one in got:
+        if stream:
+            (message,) = check_chat_stream(one)
+        else:
+            message = json.loads(one)["choices"][0]
+        assert message["finish_reason"] == "insufficient_system_resource"
+
+
+def test_a_client_that_does_not_take_its_answer_does_not_keep_a_server_from_stopping(script, monkeypatch):
+    monkeypatch.setattr(listener_module, "TAKING_S", 0.2)
+    engine = script("think " * 50, "answer")
+    engine.script = [token for token in engine.script if token != engine.tokenizer.eos_id]
+    engine.max_context_tokens = 1 << 20
+    listener = Listener(lambda report: engine, Served("tiny"), port=0, drain_s=0.2)
+    with listener.background(), begin(listener, stream=True, max_tokens=1 << 19, logprobs=True, top_logprobs=3):
+        until(lambda: listener.bridge.steps > 3000, 20)
+        began_s = time.monotonic()
+        listener.stop()
+        listener.bridge._thread.join(10)
+    assert time.monotonic() - began_s < 10
+
+
+def test_a_client_that_reads_slowly_holds_little_and_loses_its_request(script, serve, monkeypatch):
+    monkeypatch.setattr(ticket, "MOST_BEHIND", 200)
+    engine = script("think " * 50, "answer")
+    engine.script = [token for token in engine.script if token != engine.tokenizer.eos_id]
+    engine.max_context_tokens = 1 << 20
+    listener = serve(engine)
+    for n in (1, 2):
+        with begin(listener, stream=True, max_tokens=1 << 18, n=n, logprobs=True, top_logprobs=3) as opened:
+            until(lambda: listener.bridge.active == 1)
+            # Nothing is taken. What the sockets hold is full some time; from then on tokens wait, so many and no more.
+            until(lambda: listener.bridge.active == 0, 30)
+            opened.settimeout(10)
+            said = b""
+            while part := opened.recv(1 << 16):
+                said += part
+                if b'"client_too_slow"' in said[-4096:]:
+                    break
+        assert b'"client_too_slow"' in said
+    assert send(listener, "GET", "/ready")[0] == 200
+
+
+def test_a_client_that_takes_nothing_at_all_is_given_up(script, serve, monkeypatch):
+    monkeypatch.setattr(sse, "TAKING_TIMEOUT_S", 0.3)
+    engine = script("think " * 50, "answer")
+    engine.script = [token for token in engine.script if token != engine.tokenizer.eos_id]
+    engine.max_context_tokens = 1 << 20
+    listener = serve(engine)
+    with begin(listener, stream=True, max_tokens=1 << 19, logprobs=True, top_logprobs=3):
+        until(lambda: listener.bridge.active == 1)
+        until(lambda: listener.bridge.active == 0, 30)
+    assert send(listener, "GET", "/ready")[0] == 200
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,26 @@ from leanseek.tokens.tokenizer import Tokenizer
 NOT_FINITE = "the model's output is not a finite number: the weights or the input are broken"
 
 
+class Listener:
+    """Waits for a stop text in one reply, token by token: what a token costs does not grow with the reply.
+
+    Args:
+        tokenizer: of the reply.
+        stops: at least one; none empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._decoder, self._stops = tokenizer.incremental(), stops
+        self._overlap = max(map(len, stops)) - 1  # as much of what was said can be the beginning of a stop text
+        self._tail = ""
+
+    def hears(self, token_id: int) -> bool:
+        """Take the reply's next token; return whether a stop text is there now."""
+        text = self._tail + self._decoder.push(token_id)
+        self._tail = text[max(len(text) - self._overlap, 0) :]
+        return any(stop in text for stop in self._stops)
+
+
 class Endings:
     """Looks for ends.
 
@@ -81,6 +101,7 @@ class Endings:
             return True
         if not params.stop or self._tokenizer is None:
             return False
-        rows.settle()
-        text = self._tokenizer.decode(rows.tokens[row, : int(rows.place[row])].tolist())
-        return any(stop in text for stop in params.stop)
+        one = rows.samples[row]
+        if one.listener is None:
+            one.listener = Listener(self._tokenizer, params.stop)
+        return one.listener.hears(int(rows.last[row]))

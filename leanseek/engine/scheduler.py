@@ -29,6 +29,7 @@ class Sample:
         said: what it had said before it was sent back to wait; and what goes with it.
         cached_tokens: what of its prompt was known.
         rule: what changes its logits, or None; it goes with the sample.
+        listener: what waits for its stop texts, or None; it goes with the sample.
         supports, logprobs_within: of what it has said, as `Output` has them, if asked for.
     """
 
@@ -44,6 +45,7 @@ class Sample:
     prompt_logprobs: list[Any] | None = None
     prompt_top_logprobs: list[Any] | None = None
     rule: Any = None
+    listener: Any = None
     supports: list[array[int]] = field(default_factory=list)
     logprobs_within: list[float] = field(default_factory=list)
 

@@ -103,7 +103,9 @@ class GrpoSettings(TrainSettings):
     )
     prompts_per_step: int = Field(64, ge=1, description="problems of a step")
     samples_per_prompt: int = Field(8, ge=2, description="replies per problem, the group that is compared")
-    max_new_tokens: int = Field(64, ge=1, description="longest reply, in tokens")
+    max_new_tokens: int = Field(
+        64, ge=1, description="longest reply, or all of a conversation after its prompt, in tokens"
+    )
     temperature: float = Field(1.0, gt=0, description="of the samples")
     refill: int = Field(0, ge=0, le=64, description="further draws of problems for those that taught nothing; 0: none")
     epochs: int = Field(1, ge=1, description="times that a step's samples are learnt from")
@@ -112,6 +114,9 @@ class GrpoSettings(TrainSettings):
         None, gt=0, description="V3.2's delta: bad replies that far from the sampling policy are masked; None: none"
     )
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL to the SFT model; 0: none")
+    most_reward_errors: float = Field(
+        0.5, ge=0, le=1, description="share of a step's rewards that may fail (they count as 0) before the run stops"
+    )
     format_reward: float = Field(0.0, ge=0, description="bonus for a well-formed reply")
     overlong_tokens: int = Field(
         0, ge=0, description="last tokens of max_new_tokens over which DAPO's penalty grows to 1; 0: no penalty"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from leanseek.data.batches import Batch, packed_examples
-from leanseek.envs.environment import Environment
+from leanseek.envs.environment import Environment, Problem, demonstrate
 from leanseek.messages import Message
 from leanseek.tokens.chat import ChatFormat
 
@@ -44,9 +44,17 @@ def traces(
     for _ in range(count):
         for environment, problems in sources:
             problem = next(problems)
-            solution = _cut_short(environment.solution(problem, rng), rng, hasty)
-            examples.append(chat.example([Message("user", problem.prompt), solution]))
+            examples.append(_trace(chat, environment, problem, rng, hasty))
     return examples
+
+
+def _trace(chat: ChatFormat, environment: Environment, problem: Problem, rng: random.Random, hasty: float) -> Example:
+    if environment.multi_turn:
+        said, _ = demonstrate(environment, problem, rng)
+        return chat.dialogue(said, tools=environment.start(problem).tools)
+    solution = _cut_short(environment.solution(problem, rng), rng, hasty)
+    episode = environment.start(problem)
+    return chat.example([*episode.messages, solution], tools=episode.tools)
 
 
 def _cut_short(solution: Message, rng: random.Random, hasty: float) -> Message:

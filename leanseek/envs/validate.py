@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, islice
 
-from leanseek.envs.environment import ANSWER_CHARACTERS, Environment, Problem, Split
-from leanseek.messages import Message
+from leanseek.envs.environment import ANSWER_CHARACTERS, Environment, Problem, Split, demonstrate, play
+from leanseek.messages import Message, ToolCall
 
 SPLITS: tuple[Split, ...] = ("train", "development", "test")
 # Of so many problems drawn without choosing, at least this share must be distinct.
@@ -32,8 +33,14 @@ def validate(environment: Environment, problems: int = 200) -> list[str]:
     return failures
 
 
-def hostile(gold: str) -> list[str]:
-    """Return answers that nobody should get a point for, and that no checker may stumble over."""
+def hostile(gold: str, *, exact: bool = True) -> list[str]:
+    """Return answers that nobody should get a point for, and that no checker may stumble over.
+
+    Args:
+        gold: a right answer.
+        exact: whether it is wrong with anything added to it.
+    """
+    added = [gold + " or so", gold + "\n" + gold, gold + "=", gold + ",", f"{gold} {gold}", "the answer is " + gold]
     return [
         "",
         " ",
@@ -52,12 +59,10 @@ def hostile(gold: str) -> list[str]:
         "__import__('os').getcwd()",
         "<think>",
         "\n" * 50,
-        gold + " or so",
-        gold + "\n" + gold,
-        gold + "=",
-        gold + ",",
-        f"{gold} {gold}",
-        "the answer is " + gold,
+        "\ud800",  # half a character
+        "\u202e12",  # reads from right to left
+        "\x1b[2J",
+        *(added if exact else ()),
     ]
 
 
@@ -88,14 +93,54 @@ def _seeds(environment: Environment, train: Sequence[Problem]) -> Iterator[str]:
         yield "seeds 0 and 1 give the same problems"
 
 
+def _conversation(environment: Environment, problem: Problem, rng: random.Random, attack: bool) -> Iterator[str]:
+    """What is wrong with one problem of several replies: its expert, and what it makes of replies that are no use."""
+    said, turn = demonstrate(environment, problem, rng)
+    rewards = turn.rewards.get("correct"), turn.rewards.get("format")
+    if not turn.done or rewards != (1.0, 1.0):
+        yield f"the expert's last reply {said[-1].content[:60]!r} leaves the rewards at {dict(turn.rewards)}"
+    if not attack:
+        return
+    for reply in hostile_replies():
+        episode = environment.start(problem)
+        try:
+            said, turn = play(episode, lambda reply=reply: reply, 8)  # type: ignore[misc]
+            if turn.rewards.get("correct", 0.0) != 0.0:
+                yield f"the reply {str(reply)[:80]} scores"
+        except Exception as error:  # as in _hostile
+            yield f"the reply {str(reply)[:80]} makes the episode fail: {type(error).__name__}: {error}"
+
+
+def hostile_replies() -> list[Message]:
+    """Return replies that nobody should get a point for, tool calls among them, and that no episode may stumble over."""
+    nested = json.dumps({"name": "calculator", "arguments": {"name": "python", "arguments": {}}})
+    arguments = ["", "{", "null", "[]", '"x"', nested, "[" * 5000, "\x00", "{}", '{"x": "' + "9" * 100_000 + '"}']
+    names = ["", "nobody", "calculator", "python", "\x00", "<｜tool▁call▁begin｜>"]
+    calls = [ToolCall("call_0", name, text) for name, text in zip(names * 2, arguments, strict=False)]
+    return [
+        *(
+            Message("assistant", text, "so")
+            for text in ("", "\x00", "9" * 100_000, "\ud800", "<think>", "<tool_call>" * 50)
+        ),
+        *(Message("assistant", "", "so", (call,)) for call in calls),
+        Message("assistant", "", "so", tuple(calls) * 50),
+        Message("assistant", "", None, (calls[5],)),
+    ]
+
+
 def _one(environment: Environment, problem: Problem, rng: random.Random, attack: bool) -> Iterator[str]:
     """What is wrong with one problem: its checker, its worked solution, its audit."""
+    if environment.multi_turn:
+        yield from _conversation(environment, problem, rng, attack)
+        return
     solution = environment.solution(problem, rng)
     if _rewards(environment, problem, solution) != (1.0, 1.0):
         yield f"the worked solution {solution.content!r} does not score 1"
-    if not environment.audit(problem, solution.reasoning_content or ""):
+    sound = environment.audit(problem, solution.reasoning_content or "")
+    if sound is False:
         yield f"the audit refuses the worked solution {solution.reasoning_content!r}"
-    yield from _broken(environment, problem, solution.reasoning_content or "", rng)
+    if sound is not None:
+        yield from _broken(environment, problem, solution.reasoning_content or "", rng)
     gold = solution.content
     if solution.reasoning_content is not None and _correct(environment, problem, Message("assistant", gold)) != 0.0:
         yield "an answer without thinking scores"
@@ -121,7 +166,7 @@ def _broken(environment: Environment, problem: Problem, reasoning: str, rng: ran
 
 
 def _hostile(environment: Environment, problem: Problem, gold: str) -> Iterator[str]:
-    for answer in hostile(gold):
+    for answer in hostile(gold, exact=environment.exact):
         try:
             if _correct(environment, problem, Message("assistant", answer, "so")) != 0.0:
                 yield f"the answer {answer[:60]!r} scores"

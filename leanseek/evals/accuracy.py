@@ -25,7 +25,8 @@ class Accuracy:
         environment: the task's name.
         greedy: share of held-out problems solved by the most likely reply.
         pass_at_k: k -> share of problems that k sampled replies solve (k = 1: the mean sampled reply).
-        sound: of the right greedy answers, the share whose thinking is right line by line.
+        sound: of the right greedy answers, the share whose thinking is right line by line; of none where the task
+            cannot tell.
         formed: share of greedy replies that end their thinking and give an answer.
         levels: level -> `greedy` of that level alone.
         attempts: the greedy replies, in the order of the problems, to show some.
@@ -95,6 +96,7 @@ def evaluate(
         for i, one in enumerate(attempt(engine, chosen, params, environments=known, on_progress=shifted)):
             right_of[i // samples] += one.correct
     right = [one for one in greedy if one.correct]
+    judged = [sound for one in right if (sound := is_sound(environment, one)) is not None]
     by_level: dict[int, list[bool]] = {}
     for one in greedy:
         by_level.setdefault(one.problem.level, []).append(one.correct)
@@ -102,7 +104,7 @@ def evaluate(
         environment.name,
         Proportion.of(len(right), len(greedy)),
         {k: Proportion.mean([pass_at_k(samples, c, k) for c in right_of]) for k in tries(samples)},
-        Proportion.of(sum(is_sound(environment, one) for one in right), len(right)),
+        Proportion.of(sum(judged), len(judged)),
         Proportion.of(sum(one.formed for one in greedy), len(greedy)),
         {level: Proportion.of(sum(flags), len(flags)) for level, flags in sorted(by_level.items())},
         tuple(greedy),

@@ -13,6 +13,7 @@ from leanseek.evals.acceptance import acceptance
 from leanseek.evals.accuracy import Accuracy, evaluate
 from leanseek.evals.attempts import Attempt, is_sound
 from leanseek.log import progress
+from leanseek.messages import Message
 from leanseek.model.count import sampling_parts
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
@@ -156,12 +157,26 @@ def _sample(environment: Environment, name: str, attempt: Attempt) -> dict[str, 
         "environment": problem.environment,
         "level": problem.level,
         "prompt": problem.prompt,
-        "reasoning": attempt.reply.reasoning_content,
+        "reasoning": attempt.reply.reasoning_content if not attempt.messages else _told(attempt.messages),
         "answer": attempt.reply.content,
         "gold": str(problem.data.get("answer", "")),
         "correct": attempt.correct,
         "sound": is_sound(environment, attempt),
     }
+
+
+def _told(messages: Sequence[Message]) -> str:
+    """Return a conversation up to its last answer as lines."""
+    lines = []
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            lines.append(f"[{message.role}] {message.content}")
+            continue
+        lines.append(message.reasoning_content or "")
+        lines += [f"[{call.name}] {call.arguments}" for call in message.tool_calls]
+        if place < len(messages) - 1:
+            lines.append(message.content)
+    return "\n".join(line for line in lines if line)
 
 
 def _charge(model: Transformer, result: Accuracy, samples: int, meter: Meter) -> None:

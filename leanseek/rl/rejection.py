@@ -33,11 +33,11 @@ class Accepted:
 
     @property
     def examples(self) -> list[Example]:
-        """The conversations as `data.traces` makes them: token by token as sampled, the reply's tokens learnt."""
+        """The conversations as `data.traces` makes them: token by token as sampled, what the model said learnt."""
         return [
             (
                 [*one.prompt_ids, *one.output.token_ids],
-                [False] * len(one.prompt_ids) + [True] * len(one.output.token_ids),
+                [False] * len(one.prompt_ids) + list(one.sampled or [True] * len(one.output.token_ids)),
             )
             for one in self.attempts
         ]

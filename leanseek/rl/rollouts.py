@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
 from leanseek.envs.environment import Environment, Problem
+from leanseek.errors import TaskError
 from leanseek.evals.attempts import Attempt, attempt
 from leanseek.model.count import sampling_parts
 from leanseek.rl.advantages import group_advantages
@@ -61,6 +62,7 @@ class Rollouts:
             if not missing:
                 break
             drawn = self._attempts(step, draw, list(itertools.islice(stream, missing)))
+            self._refuse(drawn)
             found = [self._group(drawn[at : at + each]) for at in range(0, len(drawn), each)]
             groups += [group for group in found if group is not None]
             self._charge(drawn)
@@ -124,15 +126,43 @@ class Rollouts:
             [output.logprobs or [] for output in outputs],
             advantages,
             [o.experts for o in outputs] if self.settings.replay_routing and outputs[0].experts is not None else None,
+            sampled=_sampled(attempts),
         )
 
     def _charge(self, attempts: Sequence[Attempt]) -> None:
         each = self.settings.samples_per_prompt
         prompts = [len(attempts[at].prompt_ids) for at in range(0, len(attempts), each)]
-        replies = [[len(a.output.token_ids) for a in attempts[at : at + each]] for at in range(0, len(attempts), each)]
+        first = [a.turns[0][1] if a.turns else len(a.output.token_ids) for a in attempts]
+        replies = [first[at : at + each] for at in range(0, len(attempts), each)]
+        # What follows in a conversation is read anew for each reply.
+        later = [turn for a in attempts for turn in a.turns[1:]]
+        prompts += [read for read, _ in later]
+        replies += [[drawn] for _, drawn in later]
         self.meter.tokens += sum(prompts) + sum(map(sum, replies))
         for part, flops in sampling_parts(self.engine.config, prompts, replies).items():
             self.meter.add_flops(flops, part=part)
+
+    def _refuse(self, attempts: Sequence[Attempt]) -> None:
+        """Stop where more rewards failed than the settings allow.
+
+        Raises:
+            TaskError: a larger share than `most_reward_errors` of a step's replies could not be scored.
+        """
+        failed = [a for a in attempts if a.error is not None and a.output.error is None]
+        if len(failed) > self.settings.most_reward_errors * len(attempts):
+            first = failed[0]
+            raise TaskError(
+                f"the rewards of {len(failed)} of {len(attempts)} replies of a step failed, more than the share of "
+                f"{self.settings.most_reward_errors} that grpo.most_reward_errors allows; the first, of "
+                f"{first.problem.environment}: {first.error}"
+            )
+
+
+def _sampled(attempts: Sequence[Attempt]) -> list[Sequence[bool]] | None:
+    """Return which tokens the model drew, where some it did not."""
+    if all(a.sampled is None for a in attempts):
+        return None
+    return [[True] * len(a.output.token_ids) if a.sampled is None else a.sampled for a in attempts]
 
 
 def _metrics(attempts: Sequence[Attempt], rewards: Sequence[float]) -> dict[str, float]:
@@ -148,6 +178,8 @@ def _metrics(attempts: Sequence[Attempt], rewards: Sequence[float]) -> dict[str,
     }
     for name in sorted({a.problem.environment for a in attempts}):
         metrics[f"correct_{name}"] = mean([float(a.correct) for a in attempts if a.problem.environment == name])
+    if any(a.turns for a in attempts):
+        metrics["turns"] = mean([float(len(a.turns) or 1) for a in attempts])
     if failed := [a.error for a in attempts if a.error]:
         metrics["checker_errors"] = float(len(failed))
     return metrics

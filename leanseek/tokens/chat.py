@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ __all__ = ["FORMATS", "ChatFormat", "ChatStream", "Delta", "ToolCallDelta", "rec
 
 _NATIVE: dict[str, type[Dialect]] = {one.name: one for one in (Hybrid, V2, V3, R1, V31, V32)}
 FORMATS = (*_NATIVE, Template.name)
+
+# Stands for a reply while what follows it is laid out; no template has it.
+_REPLY = "7e0d5c1ba94f"
 
 
 def recognise(tokenizer: Tokenizer) -> str:
@@ -152,6 +156,52 @@ class ChatFormat:
         """
         self._dialect.check([message], ())
         return [*self._marks.encode(self._dialect.reply(message)), self.tokenizer.eos_id]
+
+    def following(
+        self, messages: Sequence[Message], *, thinking: bool = True, tools: Sequence[ToolSpec] = ()
+    ) -> list[int]:
+        """Return the ids between a reply that has ended and the next one: what is said to it, and how that opens.
+
+        A conversation that goes on so keeps every token as it was drawn, earlier thinking too, where `prompt` would
+        write the history anew.
+
+        Args:
+            messages: results of tools, or a user's.
+            thinking: whether the next reply shall think.
+            tools: what the model may call.
+        Raises:
+            UsageError: a format that does not end its replies, or cannot say this.
+        """
+        calls = tuple(
+            ToolCall(m.tool_call_id or call_id(0), m.name or "tool", "{}") for m in messages if m.role == "tool"
+        )
+        history = [Message("user", "?"), Message("assistant", _REPLY, None, calls), *messages]
+        self._dialect.check(history, tools)
+        _, _, rest = self._dialect.prompt(history, thinking=thinking, tools=tools).partition(_REPLY)
+        _, end, rest = rest.partition(self._marks.eos)
+        if not end:
+            raise UsageError(f"the chat format {self.name} does not end replies, so a conversation cannot go on in it")
+        return self._marks.encode(rest)
+
+    def dialogue(self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = ()) -> tuple[list[int], list[bool]]:
+        """Return a whole conversation as a training example: the ids, and which of them the model must learn to say.
+
+        Every reply is learnt, its thinking too; with one reply it is `example`.
+
+        Raises:
+            UsageError: the last message is not the assistant's, or there is none before the first that is.
+        """
+        places = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if not places or places[-1] != len(messages) - 1:
+            raise UsageError("a training example must end with an assistant message")
+        ids, learnt = self.example(messages[: places[0] + 1], tools=tools)
+        for before, place in itertools.pairwise(places):
+            thinking = messages[place].reasoning_content is not None
+            said = self.following(messages[before + 1 : place], thinking=thinking, tools=tools)
+            reply = self.reply(messages[place])
+            ids += said + reply
+            learnt += [False] * len(said) + [True] * len(reply)
+        return ids, learnt
 
     def parse(
         self,

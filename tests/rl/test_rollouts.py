@@ -12,6 +12,7 @@ from leanseek.cost.ledger import Charge
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import Output
 from leanseek.envs.environment import load_environment
+from leanseek.errors import TaskError
 from leanseek.evals.attempts import Attempt
 from leanseek.messages import Message
 from leanseek.model.count import sampling_flops
@@ -262,3 +263,19 @@ def test_a_batch_is_what_its_objective_wants(tiny_model, tiny_tokenizer, even, m
     spread = 1.0 if objective == "dr_grpo" else 0.75**0.5 / 2
     assert group.advantages == pytest.approx([value / spread for value in centred])
     assert rollouts.batch(0).cut.by_reply == (objective in ("grpo", "dr_grpo", "gspo"))
+
+
+def test_rewards_that_fail_are_counted_and_stop_the_run_past_a_share(tiny_model, tiny_tokenizer, even, monkeypatch):
+    calls = iter(range(10**6))
+    right = type(even.start(next(even.problems("train", 0)))).step
+
+    def step(self, reply):
+        if next(calls) % 4 == 0:
+            raise ZeroDivisionError("no such luck")
+        return right(self, reply)
+
+    monkeypatch.setattr(type(even.start(next(even.problems("train", 0)))), "step", step)
+    batch = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, most_reward_errors=0.25).batch(0)
+    assert batch.metrics["checker_errors"] == 4
+    with pytest.raises(TaskError, match=r"4 of 16 replies .* ZeroDivisionError: no such luck"):
+        rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, most_reward_errors=0.2).batch(0)

@@ -354,3 +354,15 @@ def test_half_a_surrogate_pair_is_no_mark(formats, name):
         assert said == Message("assistant", "a\ufffdb")
         prompt = formats[name].prompt([Message("user", f"a{chr(code)}b")])
         assert prompt == formats[name].prompt([Message("user", "a\ufffdb")])
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_what_follows_a_reply_is_what_the_prompt_has_there(formats, name):
+    chat = formats[name]
+    calls = (ToolCall("call_0", "ring", "{}"), ToolCall("call_1", "ring", "{}"))
+    results = [Message("tool", f"rung </think>{EOS} {i}", tool_call_id=f"call_{i}", name="ring") for i in range(2)]
+    for said in (results, [Message("user", "and now?")]):
+        called = Message("assistant", "so", None, calls if said is results else ())
+        prompt = chat.prompt([Message("user", "go"), called, *said])
+        tail = chat.following(said)
+        assert tail and prompt[-len(tail) :] == tail and chat.tokenizer.eos_id == prompt[-len(tail) - 1]

@@ -33,6 +33,8 @@ class Group:
             None: routing is not replayed.
         supports: per reply, for each token those that could have been drawn in its place, where sampling cut the
             distribution; the log-probabilities are then of the shares among these. None: any token.
+        sampled: per reply, which of its tokens the model drew; the others, results of tools, are read and not learnt.
+            The last is drawn. None: all were.
     """
 
     prompt: Sequence[int]
@@ -41,6 +43,19 @@ class Group:
     advantages: Sequence[float]
     experts: Sequence[Tensor] | None = None
     supports: Sequence[Sequence[Sequence[int]]] | None = None
+    sampled: Sequence[Sequence[bool]] | None = None
+
+    def learnt(self, reply: int) -> list[int]:
+        """Return the places of a reply's tokens that the loss is over."""
+        flags = None if self.sampled is None else self.sampled[reply]
+        return [place for place in range(len(self.replies[reply])) if flags is None or flags[place]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each reply, the tokens that the loss is over."""
+        if self.sampled is None:
+            return [len(reply) for reply in self.replies]
+        return [sum(flags) for flags in self.sampled]
 
     @property
     def tokens(self) -> int:
@@ -67,7 +82,7 @@ class GroupBatch:
     @property
     def reply_tokens(self) -> int:
         """Tokens that the loss is over."""
-        return sum(len(reply) for group in self.groups for reply in group.replies)
+        return sum(sum(group.lengths) for group in self.groups)
 
     @property
     def tokens(self) -> int:
@@ -130,16 +145,17 @@ class GroupBatch:
             if group.experts is not None:
                 experts.append(group.experts[0][: len(group.prompt)])
             for i, reply in enumerate(group.replies):
-                rows.append(last_of_prompt)
-                rows += range(len(tokens), len(tokens) + len(reply) - 1)
+                learnt = group.learnt(i)
+                first = len(tokens) - 1
+                rows += [first + place if place else last_of_prompt for place in learnt]
                 tokens += reply[:-1]
-                targets += reply
-                old += group.logprobs[i]
-                advantages += [group.advantages[i]] * len(reply)
+                targets += [reply[place] for place in learnt]
+                old += [group.logprobs[i][place] for place in learnt]
+                advantages += [group.advantages[i]] * len(learnt)
                 if group.experts is not None:
                     experts.append(group.experts[i][len(group.prompt) :])
                 if group.supports is not None:
-                    supports += group.supports[i]
+                    supports += [group.supports[i][place] for place in learnt]
         device = self.device
         return Packed(
             torch.tensor(tokens, device=device),
@@ -148,7 +164,7 @@ class GroupBatch:
             torch.tensor(old, dtype=torch.float32, device=device),
             torch.tensor(advantages, dtype=torch.float32, device=device),
             torch.cat(experts).to(device=device, dtype=torch.int64) if experts else None,
-            Replies.of([len(reply) for group in self.groups for reply in group.replies], device),
+            Replies.of([length for group in self.groups for length in group.lengths], device),
             _support(supports, device) if supports else None,
         )
 

@@ -112,7 +112,7 @@ def _conversation(environment: Environment, problem: Problem, rng: random.Random
 
 
 def hostile_replies() -> list[Message]:
-    """Return replies that nobody should get a point for, tool calls among them, and that no episode may stumble over."""
+    """Return replies, tool calls among them, that nobody should get a point for and no episode may stumble over."""
     nested = json.dumps({"name": "calculator", "arguments": {"name": "python", "arguments": {}}})
     arguments = ["", "{", "null", "[]", '"x"', nested, "[" * 5000, "\x00", "{}", '{"x": "' + "9" * 100_000 + '"}']
     names = ["", "nobody", "calculator", "python", "\x00", "<｜tool▁call▁begin｜>"]

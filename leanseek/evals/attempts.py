@@ -121,6 +121,7 @@ def is_sound(environment: Environment, one: Attempt) -> bool | None:
         return False
 
 
+EMPTY = Message("assistant", "")
 UNSCORED: Mapping[str, float] = {"correct": 0.0, "format": 0.0}
 
 
@@ -135,7 +136,7 @@ class _Talk:
     place: int  # among all
     over: bool = False
     error: str | None = None
-    reply: Message = Message("assistant", "")
+    reply: Message = EMPTY
     rewards: Mapping[str, float] = field(default_factory=dict)
     said: list[Message] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)

@@ -26,6 +26,7 @@ def serve(
     cache_dir: Path | None = None,
     cache_disk_gib: float = 8.0,
     drafts: int | None = None,
+    fast: bool = False,
     name: str | None = None,
     alias: tuple[str, ...] = (),
     usd_per_hour: float | None = None,
@@ -58,6 +59,8 @@ def serve(
         cache_disk_gib: Most that this folder may take, in GiB.
         drafts: Tokens that the MTP layer drafts at once, where that is found to pay; without it, 1 if there is such
             a layer.
+        fast: Let the last bits of log-probabilities, and with them near ties, depend on what else runs: quicker on a
+            CPU, most of all with a small model and few requests at once.
         name: What requests call the model; without it, the folder's name.
         alias: A further name for it, besides DeepSeek's own; may be given several times.
         usd_per_hour: What the machine costs; answers then tell what they cost.
@@ -88,6 +91,7 @@ def serve(
         max_batch=max_batch,
         store=Store(cache_gib, cache_dir, cache_disk_gib),
         drafts=drafts,
+        invariant=not fast,
         usd_per_hour=usd_per_hour,
         host=host,
         port=port,

@@ -125,6 +125,7 @@ class Listener:
         max_batch: int = 64,
         store: Store | None = None,
         drafts: int | None = None,
+        invariant: bool = True,
         usd_per_hour: float | None = None,
         **options: Any,
     ) -> Listener:
@@ -139,6 +140,7 @@ class Listener:
             max_batch: replies that are drawn at once; further ones wait.
             store: room for the texts' latents; None: what the machine has room for.
             drafts: tokens that the MTP layer drafts at once; None: 1 where there is such a layer.
+            invariant: whether replies have the same bits whatever else runs; on a CPU.
             usd_per_hour: what the machine costs; None: answers do not tell what they cost.
             options: as of the class.
         Raises:
@@ -148,7 +150,7 @@ class Listener:
         if usd_per_hour is not None and not 0 <= usd_per_hour < MOST_USD_PER_HOUR:
             raise UsageError(f"usd_per_hour = {usd_per_hour}: 0 to {MOST_USD_PER_HOUR:,} is accepted")
         folder = Path(folder)
-        loading = Loading(folder, weights, device, max_batch, store or Store(), drafts)
+        loading = Loading(folder, weights, device, max_batch, store or Store(), drafts, invariant)
         served = Served(
             name or folder.resolve().name,
             loading.fingerprint,

@@ -37,6 +37,7 @@ class Loading:
         max_batch: replies that are drawn at once.
         store: room for the texts' latents.
         drafts: tokens that the MTP layer drafts at once; None: 1 where there is such a layer.
+        invariant: whether replies have the same bits whatever else runs; on a CPU.
     Raises:
         UsageError: a value out of its range.
     """
@@ -47,6 +48,7 @@ class Loading:
     max_batch: int
     store: Store
     drafts: int | None = None
+    invariant: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -101,8 +103,18 @@ class Loading:
         drafts = int(model.mtp_layer is not None) if self.drafts is None else self.drafts
         specs = model.cache_specs()[: model.config.num_hidden_layers + bool(drafts)]
         room = self.store.bytes_for(specs, model.config.max_position_embeddings, self.max_batch, self.device)
-        disk = self.store.disk(f"{self.fingerprint} {drafts > 0}")
-        return Engine(model, tokenizer, max_batch=self.max_batch, cache_bytes=room, disk=disk, drafts=drafts)
+        # What other operators computed has other bits: it may not be taken for what these compute.
+        operators = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}" if self.invariant else "any"
+        disk = self.store.disk(f"{self.fingerprint} {drafts > 0} {operators}")
+        return Engine(
+            model,
+            tokenizer,
+            max_batch=self.max_batch,
+            cache_bytes=room,
+            disk=disk,
+            drafts=drafts,
+            invariant=self.invariant,
+        )
 
     def meter(self) -> EnergyMeter:
         """Return what counts this machine's joules."""

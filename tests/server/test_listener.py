@@ -11,6 +11,7 @@ import time
 import pytest
 
 from leanseek.checkpoint.directory import save_model
+from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, ServerError, UsageError
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
@@ -125,6 +126,20 @@ def test_the_progress_of_loading_is_that_of_the_weights(tmp_path, tiny_model, ti
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
     reading = [progress for phase, progress in told if phase.startswith("reading")]
     assert len(reading) > 10 and reading[-1] == pytest.approx(0.9)
+
+
+def test_replies_have_the_same_bits_unless_speed_is_asked_for(tmp_path, tiny_model, tiny_tokenizer):
+    """And neither kind takes what the other one left on disk."""
+    save_model(tiny_model, tmp_path / "model", tiny_tokenizer)
+    store = Store(gib=0.01, folder=tmp_path / "cache")
+    params, found = SamplingParams(max_tokens=4, temperature=0.0), []
+    for invariant in (True, False, True):
+        options = {} if invariant else {"invariant": False}
+        engine = Loading(tmp_path / "model", "fp32", "cpu", 4, store, **options).engine(lambda *_: None)
+        assert engine.invariant == invariant
+        found.append(engine.generate([list(range(20, 60))], params)[0].cached_tokens)
+        engine.prefixes.disk.close()
+    assert found == [0, 0, 39]
 
 
 def test_of_folder_refuses_what_it_cannot_do(tmp_path):

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -58,17 +58,53 @@ class TrainSettings(Settings):
     minutes: float | None = Field(None, gt=0, description="time budget; steps follow from the measured speed")
     batch_sequences: int = Field(32, ge=1, description="windows (pretraining) or conversations (SFT) of a step")
     micro_tokens: int | None = Field(None, ge=1, description="tokens of one forward pass; None: the whole batch")
+    most_logits: int | None = Field(
+        None, ge=1, description="logits (tokens x vocabulary) in memory at once; None: all of a forward pass"
+    )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of steps in the linear warm-up")
     decay_fraction: float = Field(0.3, ge=0, le=1, description="share of steps in V3's cosine decay")
     final_lr_fraction: float = Field(0.1, ge=0, le=1, description="share of the peak learning rate left at the end")
+    last_lr_fraction: float | None = Field(
+        None, ge=0, le=1, description="share left in the last third of the constant tail (V3: 0.033); None: the same"
+    )
+    ramp_from: int | None = Field(
+        None, ge=1, description="batch_sequences of the first step, growing linearly; None: no ramp (V3: a fifth)"
+    )
+    ramp_fraction: float = Field(0.03, gt=0, le=1, description="share of steps in which the batch grows (V3: 0.03)")
+    skip_spikes: float | None = Field(
+        None, gt=1, description="steps whose gradient is that many times its running mean are skipped; None: none are"
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(1, ge=1, description="newest checkpoints of a stage that are kept")
     validate_every: int = Field(200, ge=1, description="steps between looks at held-back text or problems")
     balance_rate: float = Field(1e-3, ge=0, description="gamma of the router bias update (V3: 0.001)")
+    balance_until: float = Field(1.0, ge=0, le=1, description="share of steps after which gamma is 0 (V3: 0.966)")
     balance_loss: float = Field(1e-4, ge=0, description="alpha of the sequence-wise balance loss (V3: 0.0001)")
     mtp_weight: float = Field(0.3, ge=0, description="lambda of the MTP loss (V3: 0.3, later 0.1); 0: not trained")
+    late_mtp_weight: float | None = Field(
+        None, ge=0, description="lambda after late_mtp_from (V3: 0.1); None: the same"
+    )
+    late_mtp_from: float = Field(0.676, ge=0, le=1, description="share of steps before that (V3: 10 of 14.8T tokens)")
     mtp_every: int = Field(1, ge=1, description="the MTP layer learns in every n-th step (V3: 1); it costs a third")
+    recompute: bool = Field(
+        False, description="blocks are computed anew for the gradient: less memory, a third more work"
+    )
     optimiser: OptimiserSettings = OptimiserSettings()
+
+    @model_validator(mode="after")
+    def _steps_are_known(self) -> Self:
+        for name in ("ramp_from", "late_mtp_weight"):
+            if getattr(self, name) is not None and self.steps is None:
+                raise ValueError(f"{name} needs steps, not minutes: what a step reads must follow from its number")
+        return self
+
+    @field_validator("ramp_from")
+    @classmethod
+    def _grows(cls, first: int | None, info: ValidationInfo) -> int | None:
+        full = info.data.get("batch_sequences", first)
+        if first is not None and full is not None and first > full:
+            raise ValueError(f"at most batch_sequences = {full} is accepted, for the batch grows")
+        return first
 
 
 class SftSettings(TrainSettings):
@@ -123,9 +159,6 @@ class GrpoSettings(TrainSettings):
     )
     replay_routing: bool = Field(True, description="train on the experts that sampling chose")
     sort_by_length: bool = Field(False, description="share a step among workers longest groups first, evenly")
-    most_logits: int | None = Field(
-        None, ge=1, description="logits (tokens x vocabulary) in memory at once; None: all of a forward pass"
-    )
     lora_rank: int = Field(0, ge=0, description="rank of low-rank updates; 0: all weights are trained in full")
     lora_alpha: float = Field(32.0, gt=0, description="low-rank updates are multiplied by this over their rank")
     lora_targets: tuple[str, ...] = Field((), description="layers that get them, as q_proj; empty: every Linear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from leanseek.files import new_folder, write_json
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.tokenizer import Tokenizer
 
-FOLDER, TENSORS, VALUES = "resume", "state.safetensors", "state.json"
+FOLDER, TENSORS, VALUES, HASHES = "resume", "state.safetensors", "state.json", "sha256.json"
 # Separates the keys of nested dictionaries; parameter names have dots, never this.
 SEPARATOR = "|"
 
@@ -43,6 +44,7 @@ def save_checkpoint(
             save_file(tensors, temporary / FOLDER / TENSORS)
             values = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
             write_json(temporary / FOLDER / VALUES, values)
+            write_json(temporary / FOLDER / HASHES, _hashes(temporary))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be saved ({error}); earlier checkpoints are untouched, and the run goes on from the last"
@@ -69,6 +71,34 @@ def load_state(folder: str | Path) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = value
     return state
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Check every file of a checkpoint by the hash that was written with it; one without hashes is as good as checked.
+
+    Raises:
+        CheckpointError: a file is missing or is not as it was written.
+    """
+    folder = Path(folder)
+    if not (folder / FOLDER / HASHES).exists():
+        return
+    try:
+        known = json.loads((folder / FOLDER / HASHES).read_text(encoding="utf-8"))
+        differ = [name for name, digest in known.items() if _digest(folder / name) != digest]
+    except (OSError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: the training state is missing or damaged ({error})") from None
+    if differ:
+        raise CheckpointError(f"{folder} is damaged: {', '.join(differ)} is not as it was written")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,7 @@ class Batch:
         next_tokens_T: the token after each as MTP's input (its target where there is one, else any).
         segments: which tokens belong together.
         mtp: whether the MTP layer learns from it too.
+        mtp_weight: lambda for this batch; None: the objective's.
     """
 
     tokens_T: Tensor
@@ -34,6 +35,7 @@ class Batch:
     next_tokens_T: Tensor
     segments: Segments
     mtp: bool = True
+    mtp_weight: float | None = None
 
     @cached_property
     def learnt(self) -> int:
@@ -62,7 +64,8 @@ class Batch:
             start = self.segments.starts[first]
             end = self.segments.starts[last - 1] + self.segments.lengths[last - 1]
             rows = [t[start:end] for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
-            part = Batch(*rows, Segments(self.segments.lengths[first:last], device=self.segments.device), self.mtp)
+            lengths = Segments(self.segments.lengths[first:last], device=self.segments.device)
+            part = Batch(*rows, lengths, self.mtp, self.mtp_weight)
             parts.append((part, part.learnt / max(self.learnt, 1)))
         return parts
 
@@ -71,7 +74,8 @@ class Batch:
         if self.tokens_T.device == torch.device(device):
             return self
         moved = [t.to(device) for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
-        return Batch(*moved, Segments(self.segments.lengths, self.segments.prefixes, device=device), self.mtp)
+        segments = Segments(self.segments.lengths, self.segments.prefixes, device=device)
+        return Batch(*moved, segments, self.mtp, self.mtp_weight)
 
 
 class TokenStream:
@@ -106,12 +110,28 @@ class TokenStream:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; the same step always gives the same batch."""
-        epoch, index = divmod(step, self.batches_per_pass)
+        return self.take(step * self.rows, self.rows)
+
+    def take(self, first: int, count: int) -> Batch:
+        """Return `count` windows from a place in the order of all passes; the same place always gives the same.
+
+        A pass is a whole number of batches of `batch_sequences`; a batch of another size may lie in two passes.
+        """
+        per_pass = self.batches_per_pass * self.rows
+        chosen = []
+        while count > 0:
+            epoch, at = divmod(first, per_pass)
+            part = self._pass(epoch)[at : min(at + count, per_pass)]
+            chosen.append(part)
+            first, count = first + len(part), count - len(part)
+        return self._windows(torch.cat(chosen))
+
+    def _pass(self, epoch: int) -> Tensor:
+        """Return the order of a pass's windows."""
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._order = (epoch, torch.randperm(self.windows, generator=generator))
-        chosen = self._order[1][index * self.rows : (index + 1) * self.rows]
-        return self._windows(chosen)
+        return self._order[1]
 
     def validation(self, rows: int) -> list[Batch]:
         """Return every window once, in order, `rows` to a batch; the last batch may be smaller."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from leanseek.kernels.rope import inverse_frequencies, rotations, yarn_mscale
 from leanseek.model.attention import LatentAttention
@@ -102,6 +103,7 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.recompute = False  # whether training keeps only what goes into each block (`train.recompute`)
         self._rotations: Tensor | None = None
 
     @property
@@ -148,8 +150,12 @@ class Transformer(nn.Module):
         """
         turns_TR = self.turns(segments.positions_T, segments.longest)
         x_TD = self.model.embed_tokens(tokens_T)
+        anew = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.model.layers[: self.config.num_hidden_layers]:
-            x_TD = block(x_TD, turns_TR, segments, cache, routing)
+            if anew:
+                x_TD = _recomputed(block, x_TD, turns_TR, segments, routing)
+            else:
+                x_TD = block(x_TD, turns_TR, segments, cache, routing)
         out: Tensor = self.model.norm(x_TD)
         return out
 
@@ -197,3 +203,29 @@ class Transformer(nn.Module):
             table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
             self._rotations = table
         return table.index_select(0, positions_T)
+
+
+def _recomputed(
+    block: nn.Module, x_TD: Tensor, rotations_TR: Tensor, segments: Segments, routing: Routing | None
+) -> Tensor:
+    """Apply a block of which only the input is kept; the gradient computes the rest anew.
+
+    The second time its router must see what it saw the first time, and what it notes is noted already.
+    """
+    before = 0 if routing is None else len(routing.experts)
+    times = 0
+
+    def run(x_TD: Tensor) -> Tensor:
+        nonlocal times
+        times += 1
+        own = routing
+        if times > 1 and routing is not None:
+            replay = routing.replay_TNK
+            own = Routing(
+                None if replay is None else replay[:, before : before + 1], routing.keep_scores, routing.compare
+            )
+        out: Tensor = block(x_TD, rotations_TR, segments, None, own)
+        return out
+
+    out: Tensor = checkpoint(run, x_TD, use_reentrant=False, preserve_rng_state=False)
+    return out

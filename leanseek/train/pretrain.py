@@ -9,6 +9,7 @@ from typing import Any
 from leanseek.data.batches import Batch, TokenStream
 from leanseek.data.tokens import TokenisedCorpus
 from leanseek.train.objectives.next_token import NextToken, mean_loss
+from leanseek.train.schedules import batch_sequences, mtp_weight, sequences_before
 from leanseek.train.stage import Stage
 
 
@@ -35,8 +36,14 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
         return {"validation_loss": loss, "bits_per_byte": loss * bits_per_nat_per_token}
 
     def batch(step: int) -> Batch:
-        return replace(stream.batch(step), mtp=step % settings.mtp_every == 0)
+        if settings.steps is None:
+            return replace(stream.batch(step), mtp=step % settings.mtp_every == 0)
+        first, count = (f(step, settings.steps, settings) for f in (sequences_before, batch_sequences))
+        mtp = step % settings.mtp_every == 0
+        return replace(stream.take(first, count), mtp=mtp, mtp_weight=mtp_weight(step, settings.steps, settings))
 
-    objective = NextToken(settings.mtp_weight, settings.balance_loss)
+    objective = NextToken(settings.mtp_weight, settings.balance_loss, settings.most_logits)
     trainer = stage.fit(model, objective, batch, {"validate": validate})
-    return {"steps": trainer.done, "corpus_passes": trainer.done / stream.batches_per_pass, **validate()}
+    read = sequences_before(trainer.done, settings.steps or trainer.done, settings)
+    passes = read / (stream.batches_per_pass * settings.batch_sequences)
+    return {"steps": trainer.done, "corpus_passes": passes, **validate()}

@@ -12,6 +12,7 @@ from leanseek.envs.environment import Environment
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.objectives.next_token import NextToken
+from leanseek.train.schedules import mtp_weight
 from leanseek.train.stage import Stage
 
 
@@ -49,9 +50,10 @@ def sft(
         return settings.enough is not None and sum(measured.values()) / len(measured) >= settings.enough
 
     def batch(step: int) -> Batch:
-        return replace(batches.batch(step), mtp=step % settings.mtp_every == 0)
+        weight = mtp_weight(step, settings.steps or step + 1, settings)
+        return replace(batches.batch(step), mtp=step % settings.mtp_every == 0, mtp_weight=weight)
 
-    objective = NextToken(settings.mtp_weight, settings.balance_loss)
+    objective = NextToken(settings.mtp_weight, settings.balance_loss, settings.most_logits)
     trainer = stage.fit(model, objective, batch, {"validate": validate, "enough": enough})
     measured = latest or validate()  # nothing is left to do where the last step was saved, but not recorded
     passes = trainer.done / batches.batches_per_pass

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from leanseek.checkpoint.directory import empty_model, load_model
-from leanseek.checkpoint.resume import load_state, save_checkpoint
-from leanseek.errors import RunError
-from leanseek.log import RunLog, progress
+from leanseek.checkpoint.resume import check_checkpoint, load_state, save_checkpoint
+from leanseek.errors import CheckpointError, RunError
+from leanseek.log import RunLog, progress, say
 from leanseek.model.config import load_preset
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
@@ -65,6 +65,30 @@ class Stage:
             raise RunError(f"{self.run.folder} has no checkpoint of {before}, which {self.name} starts from")
         return folder
 
+    def newest(self) -> Path | None:
+        """Return the stage's newest checkpoint that is whole; damaged ones after it are put aside, with a warning.
+
+        Raises:
+            CheckpointError: all that the stage has are damaged.
+        """
+        found = self.run.checkpoints(self.name)
+        damaged: list[tuple[Path, CheckpointError]] = []
+        while found:
+            try:
+                check_checkpoint(found[-1])
+                break
+            except CheckpointError as error:
+                damaged.append((found.pop(), error))
+        if damaged and not found:
+            raise CheckpointError(
+                f"{damaged[0][1]}; there is no earlier one to go back to: start the run afresh with --fresh"
+            )
+        for path, error in damaged:
+            aside = path.with_name(f"damaged-{path.name}")
+            path.replace(aside)
+            say(f"warning: {error}; going back to {found[-1].name}, the damaged one is kept as {aside.name}")
+        return found[-1] if found else None
+
     def model(self) -> Transformer:
         """Return the weights to go on from: the stage's last checkpoint, those it starts from, or a fresh start.
 
@@ -72,7 +96,7 @@ class Stage:
             RunError: the stage before has left no checkpoint.
         """
         recipe = self.run.recipe
-        folder = self.run.latest(self.name) or self.before()
+        folder = self.newest() or self.before()
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
         config = load_preset(recipe.model).replace(

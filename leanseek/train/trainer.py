@@ -20,7 +20,8 @@ from leanseek.train.balance import load_factor, update_bias
 from leanseek.train.interrupt import interrupts
 from leanseek.train.objectives.loss import Loss
 from leanseek.train.optimisers import Optimiser
-from leanseek.train.schedules import lr_factor
+from leanseek.train.schedules import balance_rate, lr_factor
+from leanseek.train.spikes import Spikes
 
 # Steps that are timed, without an update, to turn a time budget into a number of steps.
 PROBES = 3
@@ -110,6 +111,8 @@ class Trainer:
         self.model, self.objective, self.settings, self.meter = model, objective, settings, meter
         self.workers = workers
         self.optimiser = optimiser(model, settings.optimiser)
+        self.spikes = None if settings.skip_spikes is None else Spikes(settings.skip_spikes)
+        model.recompute = settings.recompute
         self.done = 0
         self.steps: int | None = settings.steps
         self.ended = False
@@ -119,7 +122,8 @@ class Trainer:
         """Take the optimiser steps of a batch, one as a rule; return its metrics: none where it teaches nothing.
 
         Raises:
-            RunError: the loss or the gradient is not finite; that step has not changed the weights.
+            RunError: the loss or the gradient is not finite, or too many steps in a row had to be skipped; no step
+                of these has changed the weights.
         """
         found = [metrics for part in _updates(batch) if (metrics := self._update(part))]
         if len(found) < 2:
@@ -132,6 +136,9 @@ class Trainer:
         if not metrics:
             return {}
         metrics["gradient_norm"] = norm = self.optimiser.clip()
+        if self.spikes is not None and self.spikes.is_one(norm):
+            self.optimiser.zero_grad()
+            return metrics | {"skipped": 1.0}
         if not math.isfinite(norm):
             loss = metrics.get("loss", math.nan)
             raise RunError(
@@ -141,7 +148,7 @@ class Trainer:
         metrics["lr_factor"] = factor = lr_factor(self.done, self.steps or self.done + 1, self.settings)
         self.optimiser.step(factor)
         self.optimiser.zero_grad()
-        update_bias(self.model, self._counts, self.settings.balance_rate)
+        update_bias(self.model, self._counts, balance_rate(self.done, self.steps or self.done + 1, self.settings))
         if self._counts:
             metrics["load_factor"] = load_factor(self._counts[: len(self.model.moe_layers)])
         return metrics
@@ -170,6 +177,8 @@ class Trainer:
                 metrics = dict(batch.metrics) | self.step(batch.to(self.model.device))
                 self.done += 1
                 metrics["tokens_per_s"] = (self.meter.tokens - tokens) / (time.monotonic() - start_s)
+                if "skipped" in metrics:
+                    progress.say(f"  step {self.done} skipped: its gradient's norm is {metrics['gradient_norm']:.3g}")
                 last = self.done == self.steps
                 watched = hooks.validate is not None and (last or self.done % self.settings.validate_every == 0)
                 if watched and hooks.validate is not None:
@@ -177,7 +186,7 @@ class Trainer:
                     metrics |= measured
                     self.ended = hooks.enough is not None and hooks.enough(measured)
                     progress.say(f"  step {self.done}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
-                if last or watched or self.done % every == 0:
+                if last or watched or self.done % every == 0 or "skipped" in metrics:
                     hooks.log(self.done, metrics)
                 progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
                 if last or self.ended or interrupt.wanted or self.done % self.settings.checkpoint_every == 0:
@@ -188,12 +197,15 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, beside the weights, that an exact continuation needs."""
-        return {"done": self.done, "steps": self.steps, "ended": self.ended, "optimiser": self.optimiser.state_dict()}
+        state = {"done": self.done, "steps": self.steps, "ended": self.ended, "optimiser": self.optimiser.state_dict()}
+        return state if self.spikes is None else state | {"spikes": self.spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` gave."""
         self.done, self.steps, self.ended = int(state["done"]), int(state["steps"]), bool(state["ended"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.spikes is not None and "spikes" in state:
+            self.spikes.load_state_dict(state["spikes"])
 
     def _gradients(self, batch: TrainingBatch) -> dict[str, float]:
         """Fill the gradients from a batch, its parts shared among the workers, and charge the work."""
@@ -219,10 +231,18 @@ class Trainer:
             read = {"tokens": loss.tokens, "pairs": loss.pairs, "head_tokens": loss.head_tokens}
             for part, (forward, backward) in training_parts(self.model.config, **read, mtp=loss.mtp).items():
                 self.meter.add_flops(forward, backward, part=part)
+                if self._computed_anew(part):
+                    self.meter.add_flops(recompute=forward, part=part)
             for part, flops in forward_parts(self.model.config, **read).items() if loss.references else ():
                 self.meter.add_flops(loss.references * flops, part=part)
         self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
         return _joined([loss.metrics for loss in losses], shares)
+
+    def _computed_anew(self, part: str) -> bool:
+        """Whether a part of the model runs forward twice, the second time for the gradient."""
+        if part == "head":
+            return self.settings.most_logits is not None
+        return self.settings.recompute and part != "mtp"
 
     def _work(
         self, pieces: Sequence[tuple[Any, float]], parameters: list[torch.nn.Parameter]

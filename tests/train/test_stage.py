@@ -237,6 +237,33 @@ def test_a_truncated_checkpoint_is_told(make_run, tiny_tokenizer, name):
     assert isinstance(told.value, CheckpointError) or name == "config.json"
 
 
+@pytest.mark.parametrize("name", [f"{FOLDER}/{TENSORS}", "model.safetensors", "tokenizer.json"])
+def test_from_a_damaged_checkpoint_it_goes_back_to_the_one_before(make_run, tiny_tokenizer, capsys, name):
+    """One flipped bit is enough, and the run still ends with the same bits."""
+    whole, run = (make_run(folder, pretrain__keep_checkpoints=2) for folder in ("whole", "run"))
+    work("pretrain", whole, tiny_tokenizer)
+    work("pretrain", run, tiny_tokenizer)
+    path = run.latest("pretrain") / name
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(data)
+    work("pretrain", run, tiny_tokenizer)
+    told = capsys.readouterr()
+    assert "pretrain-6 is damaged" in told.err + told.out and "going back to pretrain-3" in told.err + told.out
+    assert (run.folder / "checkpoints" / "damaged-pretrain-6").is_dir(), "nothing is thrown away"
+    assert_same_checkpoint(whole, run, "pretrain")
+
+
+def test_a_growing_batch_resumes_at_the_exact_place(make_run, tiny_tokenizer, tiny_model):
+    ramp = {"pretrain__ramp_from": 2, "pretrain__ramp_fraction": 1.0, "pretrain__late_mtp_weight": 0.1}
+    whole, parts = (make_run(folder, **ramp) for folder in ("whole", "parts"))
+    figures = work("pretrain", whole, tiny_tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        work("pretrain", parts, tiny_tokenizer, interrupt=True)
+    assert work("pretrain", parts, tiny_tokenizer) == figures
+    assert_same_checkpoint(whole, parts, "pretrain")
+
+
 def test_a_checkpoint_without_its_training_state_is_told(make_run, tiny_tokenizer):
     run = make_run(pretrain__steps=3)
     work("pretrain", run, tiny_tokenizer)

@@ -18,7 +18,7 @@ from leanseek.cost.ledger import Charge
 from leanseek.data.batches import Batch, TokenStream, packed_examples
 from leanseek.errors import RunError
 from leanseek.log import progress
-from leanseek.model.count import training_flops
+from leanseek.model.count import forward_parts, training_flops
 from leanseek.settings import TrainSettings
 from leanseek.train.objectives.grpo import GroupBatch
 from leanseek.train.objectives.next_token import NextToken
@@ -280,3 +280,58 @@ def test_every_router_that_ran_is_balanced(make_model):
 def test_of_parts_the_largest_gap_and_else_the_mean_is_shown():
     joined = module._joined([{"loss": 1.0, "logprob_gap": 0.5}, {"loss": 3.0, "logprob_gap": 0.25}], [0.75, 0.25])
     assert joined == {"loss": 1.5, "logprob_gap": 0.5}
+
+
+def test_a_spike_is_skipped_and_logged(make_model):
+    """Step 30's loss is a thousand times what it should be: its weights stay those of step 29."""
+    calls = [0]
+
+    def objective(model: Any, batch: Batch) -> Any:
+        calls[0] += 1
+        loss = NextToken(0.0, 0.0)(model, batch)
+        if calls[0] == 30:
+            object.__setattr__(loss, "total", loss.total * 1000)
+        return loss
+
+    trainer, diary = trainer_of(make_model(), objective=objective, steps=31, skip_spikes=5.0), Diary()
+    seen: list[list[torch.Tensor]] = []
+
+    def batches(step: int) -> Batch:
+        seen.append(weights(trainer.model))
+        return STREAM.batch(step)
+
+    fit(trainer, diary.hooks(), batches)
+    assert [step for step, metrics in diary.logged if "skipped" in metrics] == [30]
+    assert same(seen[29], seen[30]) and not same(seen[28], seen[29])
+    assert trainer.optimiser.steps == 30 and diary.saved[-1][1]["spikes"] == trainer.spikes.state_dict()
+
+
+@pytest.mark.parametrize("balance_loss", [0.0, 1e-3])
+def test_blocks_computed_anew_give_the_same_bits(make_model, balance_loss):
+    model, batch = make_model(), STREAM.batch(0)
+    kept, metrics = gradients(trainer_of(model, objective=NextToken(0.3, balance_loss)), batch)
+    counts = None
+    anew = trainer_of(model, objective=NextToken(0.3, balance_loss), recompute=True)
+    assert model.recompute
+    again, same_metrics = gradients(anew, batch)
+    counts = anew._counts
+    assert metrics == same_metrics and kept.keys() == again.keys()
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert len(counts) == len(model.moe_layers) + 1, "no choice is noted twice"
+
+
+def test_what_is_computed_anew_is_charged_as_that(make_model):
+    plain, anew = trainer_of(make_model()), trainer_of(make_model(), recompute=True, most_logits=999)
+    for trainer in (plain, anew):
+        trainer.step(STREAM.batch(0))
+    extra = anew.meter.flops - plain.meter.flops
+    read = {"tokens": 6 * 16, "pairs": 6 * 16 * 17 // 2}
+    assert extra == sum(forward_parts(anew.model.config, **read).values())
+
+
+def test_logits_a_few_at_a_time_give_the_same_gradient(make_model):
+    model, batch = make_model(), STREAM.batch(0)
+    whole, metrics = gradients(trainer_of(model), batch)
+    few, of_few = gradients(trainer_of(model, objective=NextToken(0.3, 1e-3, most_logits=7 * 320)), batch)
+    assert of_few == pytest.approx(metrics, rel=1e-5)
+    assert all(torch.allclose(few[name], whole[name], atol=1e-6) for name in whole)

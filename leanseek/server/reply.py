@@ -132,7 +132,7 @@ class Reply:
         self.stopped_by: str | None = None  # the stop text
         self._tokenizer, self._stop = chat.tokenizer, tuple(stop)
         self._end_think_id = chat.end_think_id
-        self._tools = tools
+        self._tools, self._plain = tools, plain
         thinking = thinking and chat.thinks
         self._parser: Parser = (
             PlainText(self._tokenizer) if plain else chat.stream(starts_in_thinking=thinking, call_id=call_id)
@@ -251,7 +251,8 @@ class Reply:
         if delta.content:
             said.content_logprobs.append(Scored(delta.content, *scored))
         if not delta.reasoning_content and not delta.content and not delta.tool_calls and not self.calls:
-            if not self._tokenizer.is_special(one.token_id):
+            # A completion's tokens are all told: clients count them from the end (lm-eval drops the last one).
+            if self._plain or not self._tokenizer.is_special(one.token_id):
                 (said.reasoning_logprobs if self._leaves_in_thinking else said.content_logprobs).append(
                     Scored("", *scored)
                 )

@@ -11,6 +11,7 @@ from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.server.completions import CompletionRequest
 from leanseek.server.refusal import ApiError, parse_body
+from tests.server.conftest import ScriptedEngine
 from tests.server.invariants import events_of
 from tests.server.test_app import send
 
@@ -193,3 +194,15 @@ def test_tokenize_and_back(tiny_server, tiny_tokenizer):
     assert post("/tokenize")[0] == 422
     assert post("/tokenize", prompt="a", messages=[{"role": "user", "content": "a"}])[0] == 422
     assert post("/detokenize", tokens=[-1])[0] == 422
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_token_that_ends_a_text_is_told_too(tiny_tokenizer, serve, connect, stream):
+    """lm-eval asks for one token more than it wants to score and drops the last, whatever that is."""
+    ids = tiny_tokenizer.encode("total 5")
+    client = connect(serve(ScriptedEngine(tiny_tokenizer, [tiny_tokenizer.eos_id])))
+    answer = client.completions.create(model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1, stream=stream)
+    parts = [one.choices[0] for one in answer] if stream else answer.choices
+    assert "".join(one.text for one in parts) == "total 5"
+    values = [value for one in parts if one.logprobs for value in one.logprobs.token_logprobs]
+    assert values == [None, *[-0.25] * (len(ids) - 1), -0.5]

@@ -271,6 +271,16 @@ class Engine:
         self._finished.clear()
         return events
 
+    def advance(self) -> list[Output]:
+        """Call the model once, as `step`; return the replies that ended with it, whole."""
+        start = self._advance()
+        if self._drawn is not None:
+            self._settle_drawn()
+        elif start is not None:
+            self._settle(start)
+        finished, self._finished = self._finished, []
+        return finished
+
     def generate(
         self,
         prompts: Sequence[str] | Sequence[Sequence[int]],
@@ -294,27 +304,22 @@ class Engine:
         outputs: dict[int, Output] = {}
         try:
             for prompt, one in zip(prompts, each, strict=True):
-                name = self.add(self._ids(prompt), one)
+                name = self.add(self.ids(prompt), one)
                 for index in range(one.n):
                     order[name, index] = len(order)
             while self.has_work:
-                start = self._advance()
-                if self._drawn is not None:
-                    self._settle_drawn()
-                elif start is not None:
-                    self._settle(start)
-                for output in self._finished:
+                finished = self.advance()
+                for output in finished:
                     outputs[order[output.request_id, output.index]] = output
-                if self._finished and on_progress is not None:
+                if finished and on_progress is not None:
                     on_progress(len(outputs))
-                self._finished.clear()
         except BaseException:
-            self._drop_all()
+            self.drop_all()
             raise
         return [outputs[place] for place in range(len(order))]
 
-    def _drop_all(self) -> None:
-        """Make the engine idle: what `generate` asked for has nobody left who waits for it."""
+    def drop_all(self) -> None:
+        """Make the engine idle: nobody is left who waits for a reply."""
         for name in {s.request.request_id for s in self.scheduler.waiting} | {
             s.request.request_id for reading in self.scheduler.reading for s in reading.samples
         }:
@@ -322,7 +327,8 @@ class Engine:
         self._leave(dict.fromkeys(range(len(self._rows)), "cancelled"))
         self._finished.clear()
 
-    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+    def ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        """Return a prompt's tokens; before those of a text comes BOS."""
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:

@@ -143,11 +143,23 @@ class GrpoSettings(TrainSettings):
         64, ge=1, description="longest reply, or all of a conversation after its prompt, in tokens"
     )
     temperature: float = Field(1.0, gt=0, description="of the samples")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the samples: the likeliest tokens up to this share; 1: all")
+    top_k: int = Field(0, ge=0, description="of the samples: how many of the likeliest tokens; 0: all")
+    keep_sampling_mask: bool = Field(
+        True, description="with top_p or top_k: learn on the shares among the tokens that could have been drawn"
+    )
+    drafts: int = Field(0, ge=0, description="tokens that the MTP layer drafts in rollouts, where that pays; 0: none")
+    staleness: int = Field(
+        0, ge=0, le=64, description="steps that samples may be older than the model that learns; 0: sample, then learn"
+    )
     refill: int = Field(0, ge=0, le=64, description="further draws of problems for those that taught nothing; 0: none")
     epochs: int = Field(1, ge=1, description="times that a step's samples are learnt from")
     minibatches: int = Field(1, ge=1, description="optimiser steps that a pass over a step's samples is parted into")
     off_policy: float | None = Field(
-        None, gt=0, description="V3.2's delta: bad replies that far from the sampling policy are masked; None: none"
+        None,
+        gt=0,
+        description="V3.2's delta: bad replies that far from the sampling policy are masked; None: none is, "
+        "but with staleness those beyond 0.5",
     )
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL to the SFT model; 0: none")
     most_reward_errors: float = Field(

@@ -88,7 +88,6 @@ class Engine:
         self.record_experts = moe_layers > 0
         wanted = cache_bytes is not None if invariant is None else invariant
         self.invariant = wanted and model.device.type == "cpu"
-        drafts = 0 if self.record_experts else drafts
         if drafts and model.mtp_layer is None:
             raise EngineError(f"drafts = {drafts}: the model has no MTP layer, which would draft")
         specs = model.cache_specs()[: self.config.num_hidden_layers + bool(drafts)]
@@ -493,6 +492,8 @@ class Engine:
         self._endings.wrong.clear()
         tokens, logprobs = drawn.tokens_SJ.tolist(), drawn.logprobs_SJ.tolist()
         events, reasons = [], {}
+        if drawn.experts_SJNK is not None:
+            rows.note_experts(drawn.experts_SJNK)
         for row, one in enumerate(rows.samples):
             name = one.request.request_id
             for token, logprob in zip(tokens[row][: drawn.counts[row]], logprobs[row], strict=False):

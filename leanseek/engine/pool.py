@@ -21,7 +21,7 @@ class EnginePool:
 
     Args:
         workers: engines; prompts are dealt in turn to as many of them as have `LEAST_SAMPLES` to do.
-        model, tokenizer, max_batch, max_context_tokens, record_experts: as `Engine`; the batch is shared out.
+        model, tokenizer, max_batch, max_context_tokens, drafts, record_experts: as `Engine`; the batch is shared out.
     """
 
     def __init__(
@@ -32,19 +32,22 @@ class EnginePool:
         workers: int = 1,
         max_batch: int = 64,
         max_context_tokens: int | None = None,
+        drafts: int = 0,
         record_experts: bool = False,
     ) -> None:
-        self.engines = [
-            Engine(
-                model,
-                tokenizer,
-                max_batch=max(-(-max_batch // workers), min(max_batch, 2 * LEAST_SAMPLES - 1)),
-                max_context_tokens=max_context_tokens,
-                record_experts=record_experts,
-            )
-            for _ in range(workers)
-        ]
+        self._options = {
+            "max_context_tokens": max_context_tokens,
+            "drafts": drafts,
+            "record_experts": record_experts,
+        }
+        self._max_batch = max_batch
+        share = max(-(-max_batch // workers), min(max_batch, 2 * LEAST_SAMPLES - 1))
+        self.engines = [Engine(model, tokenizer, max_batch=share, **self._options) for _ in range(workers)]
         self.config, self.model, self.tokenizer, self.chat = model.config, model, tokenizer, self.engines[0].chat
+
+    def single(self, model: Transformer) -> Engine:
+        """Return one engine for the whole batch, as those of the pool but on another model of the same shape."""
+        return Engine(model, self.tokenizer, max_batch=self._max_batch, **self._options)
 
     def generate(
         self,

@@ -134,6 +134,12 @@ class Rows:
         self.place[row] += 1
         self.position[row] += 1
 
+    def note_experts(self, experts_SJNK: Tensor) -> None:
+        """Note the routing of the next J tokens of each row's text; those that do not come to stand are noted anew."""
+        ahead_J = torch.arange(experts_SJNK.shape[1], device=experts_SJNK.device)
+        rows_S1 = torch.arange(len(self), device=experts_SJNK.device)[:, None]
+        self.experts[rows_S1, self.position[: len(self), None] + ahead_J] = experts_SJNK.to(torch.int16)
+
     def recount(self) -> None:
         """Bring what is known of all rows together up to date."""
         self._changed()

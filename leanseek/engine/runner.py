@@ -105,7 +105,8 @@ class Runner:
         assert speculation is not None, "callers look"
         self._use(rows.samples, rows.longest + speculation.drafts + 1)
         positions = rows.position[:count].tolist()
-        return speculation.step(rows.samples, rows.last[:count], positions, rows.sampling())
+        routing = Routing() if self.record_experts else None
+        return speculation.step(rows.samples, rows.last[:count], positions, rows.sampling(), routing)
 
     def changed(self, samples: Sequence[Sample]) -> None:
         """Note that rows came, went, or got blocks."""

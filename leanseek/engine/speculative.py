@@ -11,6 +11,7 @@ from torch import Tensor
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.sampler import SamplingRows, sample, uniform
 from leanseek.engine.scheduler import Reading, Sample
+from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 
@@ -29,11 +30,13 @@ class Drawn:
         tokens_SJ: the tokens drawn at each place, [S, drafts + 1].
         logprobs_SJ: their log-probabilities.
         counts: per row, how many of them stand: the accepted drafts and the one after.
+        experts_SJNK: the routing of the tokens that were read: the newest before, and the drafts; None: not kept.
     """
 
     tokens_SJ: Tensor
     logprobs_SJ: Tensor
     counts: list[int]
+    experts_SJNK: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -99,7 +102,14 @@ class Speculation:
         if one in self._unread:
             self._unread[one].next_tokens.append(token)
 
-    def step(self, samples: Sequence[Sample], last_S: Tensor, positions: Sequence[int], rows: SamplingRows) -> Drawn:
+    def step(
+        self,
+        samples: Sequence[Sample],
+        last_S: Tensor,
+        positions: Sequence[int],
+        rows: SamplingRows,
+        routing: Routing | None = None,
+    ) -> Drawn:
         """Draft after every row's newest token, check, and draw.
 
         Args:
@@ -107,12 +117,13 @@ class Speculation:
             last_S: newest tokens, not in the cache yet.
             positions: tokens in the cache, of each.
             rows: what each row asks for.
+            routing: where the routing is kept, if wanted.
         """
         drafts_SJ = self._draft(samples, positions, rows)
         count, wide = len(samples), self.drafts + 1
         tokens_SJ = torch.cat((last_S[:, None], drafts_SJ), dim=1)
         segments = Segments((wide,) * count, cached_lengths=tuple(positions), device=last_S.device)
-        hidden_TD = self.model(tokens_SJ.reshape(-1), segments, self.cache)
+        hidden_TD = self.model(tokens_SJ.reshape(-1), segments, self.cache, routing)
         logits_SJW = self.model.logits(hidden_TD).view(count, wide, -1)
         drawn = [_draw(logits_SJW[:, place], rows, place) for place in range(wide)]
         drawn_SJ = torch.stack([tokens for tokens, _ in drawn], dim=1)
@@ -123,7 +134,9 @@ class Speculation:
             self._unread[one] = _Unread(hidden_SJD[row, :stands], drawn_SJ[row, :stands].tolist())
         self.drafted += count * self.drafts
         self.accepted += sum(counts) - count
-        return Drawn(drawn_SJ, torch.stack([logprobs for _, logprobs in drawn], dim=1), counts)
+        stacked = None if routing is None else routing.stacked()
+        experts_SJNK = None if stacked is None else stacked.view(count, wide, *stacked.shape[1:])
+        return Drawn(drawn_SJ, torch.stack([logprobs for _, logprobs in drawn], dim=1), counts, experts_SJNK)
 
     def _draft(self, samples: Sequence[Sample], positions: Sequence[int], rows: SamplingRows) -> Tensor:
         """Return drafts_SJ; the MTP layer reads what it has not read on the way."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import Environment
 from leanseek.log import say
 from leanseek.model.transformer import Transformer
+from leanseek.rl.agreement import agreement_of
 from leanseek.rl.lora import Lora
 from leanseek.rl.rollouts import Rollouts
+from leanseek.rl.stream import Stream
 from leanseek.settings import GrpoSettings, OptimiserSettings
 from leanseek.train.objectives.forms import form_of
-from leanseek.train.objectives.grpo import Grpo
+from leanseek.train.objectives.grpo import GroupBatch, Grpo
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.stage import Stage
+
+# From which distance on bad replies are left out where samples are stale and the settings do not say; nats a token.
+STALE_OFF_POLICY = 0.5
 
 
 def grpo(
@@ -28,6 +36,8 @@ def grpo(
         stage: of a run.
         environments: tasks that problems are drawn from and checked by.
         evaluate: model -> accuracy per task, shown on the way.
+    Raises:
+        RunError: trainer and engine do not agree on what was sampled.
     """
     recipe = stage.run.recipe
     settings = recipe.grpo
@@ -38,6 +48,7 @@ def grpo(
         workers=stage.workers,
         max_batch=settings.prompts_per_step * settings.samples_per_prompt,
         max_context_tokens=settings.max_new_tokens + recipe.data.sequence_tokens,
+        drafts=settings.drafts,
         record_experts=settings.replay_routing,
     )
     reference = None
@@ -49,20 +60,23 @@ def grpo(
     optimiser = Optimiser if not settings.lora_rank else _lora(settings, recipe.seed)
     before = _before(stage, model, evaluate) if settings.start is not None else {}
     latest: dict[str, float] = {}
+    rule = agreement_of(settings, recipe.dtype)
 
     def validate() -> dict[str, float]:
+        rule.check(stage.log.read("grpo"))
         latest.clear()
         latest.update(evaluate(model))
         return latest
 
     objective = objective_of(settings, reference)
-    trainer = stage.fit(model, objective, rollouts.batch, {"validate": validate}, optimiser)
-    worst: dict[str, float] = {}
-    rows = stage.log.read("grpo")
-    if gaps := [row["logprob_gap"] for row in rows if row.get("logprob_gap") is not None]:
-        worst["logprob_gap"] = max(gaps)
-    if agreed := [row["routing_agreement"] for row in rows if row.get("routing_agreement") is not None]:
-        worst["routing_agreement"] = min(agreed)
+    stream = _stream(model, rollouts, engine, objective, settings) if settings.staleness else None
+    batches = rollouts.batch if stream is None else stream.batch
+    try:
+        trainer = stage.fit(model, objective, batches, {"validate": validate}, optimiser)
+    finally:
+        if stream is not None:
+            stream.close()
+    worst = rule.check(stage.log.read("grpo"))
     samples = trainer.done * settings.prompts_per_step * settings.samples_per_prompt
     figures: dict[str, Any] = {"steps": trainer.done, "samples": samples, **worst}
     if settings.refill:
@@ -91,9 +105,24 @@ def objective_of(settings: GrpoSettings, reference: Transformer | None = None) -
         ratio=form.ratio,
         average=form.average,
         longest=settings.max_new_tokens,
-        off_policy=settings.off_policy,
+        off_policy=settings.off_policy or (STALE_OFF_POLICY if settings.staleness else None),
         most_logits=settings.most_logits,
+        stale=settings.staleness > 0,
     )
+
+
+def _stream(
+    model: Transformer, rollouts: Rollouts, engine: EnginePool, objective: Grpo, settings: GrpoSettings
+) -> Stream:
+    """Return rollouts that go on while the trainer learns."""
+    plain = replace(objective, kl_weight=0.0, reference=None, off_policy=None, stale=False)
+
+    @torch.no_grad()
+    def check(snapshot: Transformer, batch: GroupBatch) -> dict[str, float]:
+        metrics = plain(snapshot, batch.to(snapshot.device)).metrics
+        return {name: metrics[name] for name in ("logprob_gap", "routing_agreement") if name in metrics}
+
+    return Stream(model, rollouts, engine.single, staleness=settings.staleness, check=check, steps=settings.steps)
 
 
 def _lora(settings: GrpoSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:

@@ -53,7 +53,7 @@ class Rollouts:
         Places of groups that taught nothing are filled with other problems, as often as the settings say.
         """
         start_s = time.monotonic()
-        stream = self._stream(step)
+        stream = self.stream(step)
         attempts: list[Attempt] = []
         groups: list[Group] = []
         each = self.settings.samples_per_prompt
@@ -62,16 +62,29 @@ class Rollouts:
             if not missing:
                 break
             drawn = self._attempts(step, draw, list(itertools.islice(stream, missing)))
-            self._refuse(drawn)
-            found = [self._group(drawn[at : at + each]) for at in range(0, len(drawn), each)]
+            self.refuse(drawn)
+            found = [self.group(drawn[at : at + each]) for at in range(0, len(drawn), each)]
             groups += [group for group in found if group is not None]
-            self._charge(drawn)
+            self.charge(drawn)
             attempts += drawn
         sample_s = time.monotonic() - start_s
+        return self.joined(attempts, groups, sample_s, sample_s)
+
+    def joined(
+        self, attempts: Sequence[Attempt], groups: Sequence[Group], sample_s: float, elapsed_s: float
+    ) -> GroupBatch:
+        """Return a step's groups as a batch, with the figures of all its replies.
+
+        Args:
+            attempts: all of the step.
+            groups: those of them that there is something to learn from.
+            sample_s: seconds that the trainer waited for them.
+            elapsed_s: seconds in which so many replies came.
+        """
         metrics = _metrics(attempts, [reward(a, self.settings) for a in attempts]) | {
-            "informative_groups": len(groups) / (len(attempts) // each),
+            "informative_groups": len(groups) / (len(attempts) // self.settings.samples_per_prompt),
             "sample_s": sample_s,
-            "samples_per_s": len(attempts) / sample_s,
+            "samples_per_s": len(attempts) / elapsed_s,
         }
         if self.settings.refill:
             metrics["groups"] = float(len(groups))
@@ -86,9 +99,10 @@ class Rollouts:
 
     def problems(self, step: int) -> list[Problem]:
         """Return the problems of a step's first draw, environments in turn."""
-        return list(itertools.islice(self._stream(step), self.settings.prompts_per_step))
+        return list(itertools.islice(self.stream(step), self.settings.prompts_per_step))
 
-    def _stream(self, step: int) -> Iterator[Problem]:
+    def stream(self, step: int) -> Iterator[Problem]:
+        """Return a step's problems without end: first those of the first draw, then others."""
         seed = ROLLOUT_SEED + self.seed * 1_000_003 + step
         sources = [e.problems("train", seed, self.levels.get(e.name)) for e in self.environments]
         # Levels come in turn inside an environment: start each step at another one.
@@ -97,21 +111,37 @@ class Rollouts:
                 next(source)
         return (next(source) for source in itertools.cycle(sources))
 
-    def _attempts(self, step: int, draw: int = 0, problems: Sequence[Problem] | None = None) -> list[Attempt]:
+    def params(self, step: int, draw: int = 0) -> SamplingParams:
+        """Return how the replies of a step's draw are drawn; each group's seeds begin where the last one's end."""
         settings = self.settings
         samples = settings.prompts_per_step * settings.samples_per_prompt
-        params = SamplingParams(
+        return SamplingParams(
             max_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
             n=settings.samples_per_prompt,
             seed=(self.seed * 1_000_003 + step) * samples + draw * REFILL_SEED,
             logprobs=0,
+            supports=self._masked,
         )
-        named = {e.name: e for e in self.environments}
-        chosen = self.problems(step) if problems is None else problems
-        return attempt(self.engine, chosen, params, environments=named)
 
-    def _group(self, attempts: Sequence[Attempt]) -> Group | None:
+    @property
+    def _masked(self) -> bool:
+        settings = self.settings
+        return settings.keep_sampling_mask and (settings.top_p < 1 or settings.top_k > 0)
+
+    @property
+    def named(self) -> dict[str, Environment]:
+        """The environments by name."""
+        return {environment.name: environment for environment in self.environments}
+
+    def _attempts(self, step: int, draw: int = 0, problems: Sequence[Problem] | None = None) -> list[Attempt]:
+        chosen = self.problems(step) if problems is None else problems
+        return attempt(self.engine, chosen, self.params(step, draw), environments=self.named)
+
+    def group(self, attempts: Sequence[Attempt]) -> Group | None:
+        """Return the attempts at one problem as a group; None: there is nothing to learn from them."""
         # A reply that broke off at a number that is not finite has no log-probability to learn from.
         if any(a.output.error is not None for a in attempts):
             return None
@@ -123,13 +153,15 @@ class Rollouts:
         return Group(
             attempts[0].prompt_ids,
             [output.token_ids for output in outputs],
-            [output.logprobs or [] for output in outputs],
+            [(output.logprobs_within if self._masked else output.logprobs) or [] for output in outputs],
             advantages,
             [o.experts for o in outputs] if self.settings.replay_routing and outputs[0].experts is not None else None,
+            [output.supports or [] for output in outputs] if self._masked else None,
             sampled=_sampled(attempts),
         )
 
-    def _charge(self, attempts: Sequence[Attempt]) -> None:
+    def charge(self, attempts: Sequence[Attempt]) -> None:
+        """Charge what it took to draw these attempts, whole groups."""
         each = self.settings.samples_per_prompt
         prompts = [len(attempts[at].prompt_ids) for at in range(0, len(attempts), each)]
         first = [a.turns[0][1] if a.turns else len(a.output.token_ids) for a in attempts]
@@ -142,7 +174,7 @@ class Rollouts:
         for part, flops in sampling_parts(self.engine.config, prompts, replies).items():
             self.meter.add_flops(flops, part=part)
 
-    def _refuse(self, attempts: Sequence[Attempt]) -> None:
+    def refuse(self, attempts: Sequence[Attempt]) -> None:
         """Stop where more rewards failed than the settings allow.
 
         Raises:

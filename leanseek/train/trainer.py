@@ -26,9 +26,12 @@ from leanseek.train.spikes import Spikes
 # Steps that are timed, without an update, to turn a time budget into a number of steps.
 PROBES = 3
 # Metrics of which a batch shows its parts' largest value; of the others, the mean.
-LARGEST = ("logprob_gap",)
+LARGEST = ("logprob_gap", "stale_gap")
 # Metrics that compare the model with the one that sampled: of several steps on a batch, the first one's are shown.
-AT_FIRST = ("logprob_gap", "logprob_gap_mean", "routing_agreement")
+AT_FIRST = (
+    *("logprob_gap", "logprob_gap_mean", "routing_agreement"),
+    *("stale_gap", "stale_gap_mean", "stale_routing"),
+)
 
 
 class TrainingBatch(Protocol):

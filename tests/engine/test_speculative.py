@@ -73,6 +73,17 @@ def test_replies_are_those_of_plain_decoding(predictable, paged, drafts, params)
     assert 0 < engine.speculation.accepted < engine.speculation.drafted
 
 
+@pytest.mark.parametrize("drafts", [1, 3])
+def test_the_routing_is_that_of_plain_decoding(predictable, drafts):
+    prompts = [prompt(n, n) for n in (5, 1, 17)]
+    each = [replace(DRAWN, seed=i, max_tokens=10 + 7 * i, n=1 + i % 2) for i in range(3)]
+    expected = Engine(predictable, record_experts=True).generate(prompts, each)
+    engine = Engine(predictable, drafts=drafts, record_experts=True)
+    for one, other in zip(engine.generate(prompts, each), expected, strict=True):
+        assert one.token_ids == other.token_ids and torch.equal(one.experts, other.experts)
+    assert 0 < engine.speculation.accepted < engine.speculation.drafted
+
+
 def test_what_is_accepted_is_what_the_mtp_layer_says_on_the_whole_text(predictable):
     ids = prompt(9)
     engine = engine_of(predictable, 1, paged=False)

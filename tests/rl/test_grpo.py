@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from leanseek.checkpoint.directory import load_model, save_model
 from leanseek.checkpoint.resume import load_state
 from leanseek.cost.ledger import Charge
 from leanseek.envs.environment import Problem
+from leanseek.errors import RunError
 from leanseek.log import RunLog
 from leanseek.model.experts import Routing
 from leanseek.model.transformer import Transformer
@@ -214,6 +216,39 @@ def test_every_objective_trains_with_every_setting_and_goes_on_bit_by_bit(stage,
     changed = [key for key, value in saved(whole.run).items() if key in before and not torch.equal(value, before[key])]
     assert len(changed) > 10
     assert any(".mlp.experts." in key for key in changed) == (objective != "gspo")
+
+
+@pytest.mark.parametrize("objective", ["dapo", "gspo"])
+def test_rollouts_may_go_on_while_the_trainer_learns(stage, even, objective):
+    chosen = stage(grpo__staleness=2, grpo__steps=6, grpo__objective=objective, grpo__drafts=1)
+    figures = grpo(chosen, [even], lambda model: {"heldout_even": 0.5})
+    rows = chosen.log.read("grpo")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and figures["samples"] == 6 * 16
+    assert all(0 <= row["staleness"] <= row["staleness_most"] <= 2 for row in rows)
+    assert rows[0]["staleness"] == 0.0 and max(row["staleness_most"] for row in rows) > 0
+    assert figures["logprob_gap"] < 1e-5 and figures["routing_agreement"] == 1.0, "on the weights that sampled"
+    assert rows[0]["stale_gap"] < 1e-5 and max(row["stale_gap"] for row in rows) > 1e-4, "the model has moved since"
+    assert all("off_policy_fraction" in row for row in rows)
+    assert not [thread for thread in threading.enumerate() if thread.name in ("rollouts", "group")]
+
+
+def test_a_stale_run_goes_on_where_it_was_stopped(stage, even):
+    chosen = stage(grpo__staleness=1)
+    with pytest.raises(KeyboardInterrupt):
+        grpo(replace(chosen, log=Interrupting(chosen.run.metrics_path)), [even], lambda model: {})
+    assert chosen.run.latest("grpo").name == "grpo-1"
+    assert grpo(chosen, [even], lambda model: {})["steps"] == 4
+    assert [row["step"] for row in chosen.log.read("grpo")] == [1, 2, 3, 4]
+
+
+def test_a_trainer_that_does_not_compute_what_was_sampled_ends_the_run(stage, even, monkeypatch):
+    class Off(Grpo):
+        def _logprobs(self, *given: Any) -> torch.Tensor:
+            return super()._logprobs(*given) - 0.01
+
+    monkeypatch.setattr(module, "Grpo", Off)
+    with pytest.raises(RunError, match=r"logprob_gap is 0\.01.*the trainer does not compute what the engine sampled"):
+        grpo(stage(), [even], lambda model: {})
 
 
 def test_low_rank_updates_are_saved_merged_and_sampled_from(stage, even):

@@ -118,6 +118,40 @@ def test_engine_and_trainer_agree_before_and_after_an_update(make_model, tiny_to
     assert moved > 1e-3, "the second comparison was with other weights"
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.7}, {"top_k": 5}, {"top_p": 0.9, "top_k": 9, "temperature": 0.7}], ids=str)
+def test_what_could_have_been_drawn_is_kept_for_the_trainer(make_model, tiny_tokenizer, even, cut):
+    """Of a cut distribution the trainer computes the shares among what was left, and the whole one where told so."""
+    model = make_model()
+    temperature = cut.get("temperature", 1.0)
+    kept = rollouts_of(model, tiny_tokenizer, [even], **cut)
+    assert gap(kept, model, 0, temperature)["logprob_gap"] < 1e-5
+    batch = kept.batch(0)
+    support = batch.packed.support
+    assert int(support.counts_M.max()) <= cut.get("top_k", 320) and int(support.counts_M.max()) > 1
+    for group in batch.groups:
+        for reply, places in zip(group.replies, group.supports, strict=True):
+            assert all(token in place for token, place in zip(reply, places, strict=True))
+    whole = rollouts_of(model, tiny_tokenizer, [even], keep_sampling_mask=False, **cut)
+    assert gap(whole, model, 0, temperature)["logprob_gap"] < 1e-5
+    assert whole.batch(0).packed.support is None
+    pairs = zip(batch.packed.old_M.tolist(), whole.batch(0).packed.old_M.tolist(), strict=True)
+    assert all(among >= of_all - 1e-6 for among, of_all in pairs), "a share among fewer is no smaller"
+
+
+def test_drafts_change_no_sample(make_model, tiny_tokenizer, even):
+    model = make_model()
+    drafted, without = (
+        EnginePool(model, tiny_tokenizer, max_batch=16, max_context_tokens=64, drafts=drafts, record_experts=True)
+        for drafts in (2, 0)
+    )
+    settings = GrpoSettings(prompts_per_step=4, samples_per_prompt=4, max_new_tokens=10)
+    found, expected = (Rollouts(e, [even], {}, settings, 0, Charge("test")).batch(2) for e in (drafted, without))
+    assert drafted.engines[0].speculation.drafted > 0, "or nothing was tried"
+    assert [g.replies for g in found.groups] == [g.replies for g in expected.groups]
+    assert PLAIN(model, found).metrics["logprob_gap"] < 1e-5
+    assert PLAIN(model, found).metrics["routing_agreement"] == 1.0
+
+
 def test_weights_that_moved_between_sampling_and_learning_show_as_a_gap(make_model, tiny_tokenizer, even):
     model = make_model()
     batch = rollouts_of(model, tiny_tokenizer, [even]).batch(0)
@@ -235,7 +269,7 @@ def test_groups_that_teach_nothing_are_drawn_again_up_to_a_bound(tiny_model, tin
         rollouts = rollouts_of(tiny_model, tiny_tokenizer, [even], workers=1, refill=refill, replay_routing=False)
         batch = rollouts.batch(3)
         assert [len(problems) for problems in asked] == rounds and len(batch.groups) == len(rounds)
-        stream = itertools.islice(rollouts._stream(3), sum(rounds))
+        stream = itertools.islice(rollouts.stream(3), sum(rounds))
         assert [p for problems in asked for p in problems] == [p.prompt for p in stream], "others each time"
         assert len(set(seeds)) == len(seeds) == 4 * sum(rounds) and max(seeds) < 1 << 62
         assert batch.metrics["informative_groups"] == len(rounds) / sum(rounds)

@@ -213,6 +213,8 @@ class Grpo:
         longest: what "constant" divides a reply's sum by, in tokens.
         off_policy: from which distance on bad replies are left out, in nats a token; None: none is.
         most_logits: logits in memory at once; None: all.
+        stale: whether the model has moved on since it sampled: the distance is then told as `stale_gap`, not as the
+            engine's `logprob_gap`, and the routing as `stale_routing`.
     Source: DeepSeekMath (arXiv 2402.03300) section 4.1; clip-higher and the sum over all tokens: DAPO
         (arXiv 2503.14476); keep-routing, keep-sampling-mask, the KL times the ratio and the mask of bad replies:
         DeepSeek-V3.2 (arXiv 2512.02556) section 3.1. The other forms: `forms.FORMS`.
@@ -228,6 +230,7 @@ class Grpo:
     longest: int = 1
     off_policy: float | None = None
     most_logits: int | None = None
+    stale: bool = False
 
     def __call__(self, model: Transformer, batch: GroupBatch) -> Loss:
         """Return the loss of a batch."""
@@ -242,19 +245,20 @@ class Grpo:
             kept_M = on_policy(logprobs_M, packed.old_M, packed.advantages_M, packed.replies, self.off_policy)
             gains_M = gains_M * kept_M
         total = -self._average(gains_M, packed)
+        gap, agreement = ("stale_gap", "stale_routing") if self.stale else ("logprob_gap", "routing_agreement")
         with torch.no_grad():
             gap_M = (logprobs_M - packed.old_M).abs()
             metrics = {
                 "loss": float(total),
-                "logprob_gap": float(gap_M.max()),
-                "logprob_gap_mean": float(gap_M.mean()),
+                gap: float(gap_M.max()),
+                f"{gap}_mean": float(gap_M.mean()),
                 "clip_fraction": float((ratio_M != clipped_M).float().mean()),
                 "entropy": -float(logprobs_M.mean()),  # estimated on the samples themselves
             }
             if kept_M is not None:
                 metrics["off_policy_fraction"] = float(1 - packed.replies.mean(kept_M).mean())
             if routing.agreed:
-                metrics["routing_agreement"] = float(torch.stack(routing.agreed).float().mean())
+                metrics[agreement] = float(torch.stack(routing.agreed).float().mean())
         if self.kl_weight > 0 and self.reference is not None:
             with torch.no_grad():
                 reference_M = self._logprobs(self.reference, batch, Routing(replay_TNK=packed.replay_TNK))

@@ -107,14 +107,14 @@ def _invariant(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD
     weights_TK = weights_TK.float().gather(1, places_TK)
     order, rows, bounds = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
     x_MD = x_TD.index_select(0, rows)
-    down_MD = torch.empty_like(x_MD)
+    sorted_MD = torch.empty_like(x_MD)
     start = 0
     for expert, end in enumerate(bounds):
         if end > start:
             gate, up = linear(x_MD[start:end], gate_up_EFD[expert]).chunk(2, dim=-1)
-            down_MD[order[start:end]] = linear(silu(gate) * up, down_EDF[expert])
+            sorted_MD[start:end] = linear(silu(gate) * up, down_EDF[expert])
         start = end
-    down_TKD = down_MD.view(*experts_TK.shape, -1).float()
+    down_TKD = torch.empty_like(x_MD).index_copy_(0, order, sorted_MD).view(*experts_TK.shape, -1).float()
     out_TD = down_TKD[:, 0] * weights_TK[:, :1]
     for place in range(1, experts_TK.shape[1]):
         out_TD = out_TD + down_TKD[:, place] * weights_TK[:, place, None]

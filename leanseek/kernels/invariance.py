@@ -73,7 +73,7 @@ def batched_product(a_BMK: Tensor, b_BKN: Tensor) -> Tensor:
 
 
 def invariant_attention(
-    q_SMC: Tensor, keys_SKC: Tensor, values_SKV: Tensor, hidden_SMK: Tensor, scale: float
+    q_SMC: Tensor, keys_SKC: Tensor, values_SKV: Tensor, hidden_SMK: Tensor | None, scale: float
 ) -> Tensor:
     """Softmax attention whose rows do not depend on how many queries, texts or hidden keys there are.
 
@@ -81,13 +81,16 @@ def invariant_attention(
         q_SMC: queries.
         keys_SKC: keys; K is a multiple of `KEY_MULTIPLE`.
         values_SKV: finite also where hidden.
-        hidden_SMK: True where a query may not look; it may look somewhere.
+        hidden_SMK: True where a query may not look (it may look somewhere), in any shape that broadcasts; None: it
+            may look everywhere.
         scale: factor on the scores.
     Returns:
         [S, M, V]; the softmax is taken in fp32, and blocks of keys are added up one after the other in fp32.
     """
     scores_SMK = batched_product(q_SMC, keys_SKC.transpose(1, 2)).float() * scale
-    shares_SMK = torch.softmax(scores_SMK.masked_fill(hidden_SMK, float("-inf")), dim=-1).to(values_SKV.dtype)
+    if hidden_SMK is not None:
+        scores_SMK = scores_SMK.masked_fill(hidden_SMK, float("-inf"))
+    shares_SMK = torch.softmax(scores_SMK, dim=-1).to(values_SKV.dtype)
     total: Tensor | None = None
     for start in range(0, keys_SKC.shape[1], KEY_BLOCK):
         end = start + KEY_BLOCK

@@ -88,11 +88,14 @@ def attend_invariant(
     sequences, queries, keys = len(segments.lengths), max(segments.lengths), keys_SKC.shape[1]
     heads, device = q_THC.shape[1], q_THC.device
     if queries <= MOST_LEVEL_QUERIES:
-        if hidden_SQK is None:
-            last_SQ = segments.first_positions_S[:, None] + torch.arange(queries, device=device)
-            hidden_SQK = torch.arange(keys, device=device) > last_SQ[:, :, None]
         q_SQHC = in_rows(q_THC, segments)
-        hidden_SMK = hidden_SQK.repeat_interleave(heads, dim=1)
+        hidden_SMK: Tensor | None
+        if hidden_SQK is not None:
+            hidden_SMK = hidden_SQK.repeat_interleave(heads, dim=1)
+        elif queries == 1 and segments.level:  # all see all but the padding
+            hidden_SMK = torch.arange(keys, device=device) >= segments.longest if keys > segments.longest else None
+        else:
+            hidden_SMK = segments.hidden_SMK(queries, keys, heads)
         out = invariant_attention(
             q_SQHC.view(sequences, queries * heads, -1),
             keys_SKC,

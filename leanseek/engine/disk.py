@@ -162,6 +162,8 @@ class Disk:
             if path.name.startswith("."):  # half-written when the power went
                 path.unlink(missing_ok=True)
                 continue
+            if path.suffix != SUFFIX:  # what others keep here, as the replays are
+                continue
             entry = _entry_of(path)
             if entry is None:
                 self.damaged += 1

@@ -123,6 +123,14 @@ def test_half_written_files_of_a_crash_are_swept_up(tmp_path):
     assert len(Disk(tmp_path, "model", 1 << 20)) == 0 and not list(disk.folder.iterdir())
 
 
+def test_what_is_kept_beside_the_blocks_stays(tmp_path):
+    """The replays are: without them a restarted server reads what was said in other tokens than it was said in."""
+    disk = Disk(tmp_path, "model", 1 << 20)
+    (disk.folder / "replays.jsonl").write_text("kept")
+    assert Disk(tmp_path, "model", 1 << 20).damaged == 0
+    assert (disk.folder / "replays.jsonl").read_text() == "kept"
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EngineError, match=r"the cache folder .*file cannot be used"):

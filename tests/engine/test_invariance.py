@@ -163,6 +163,21 @@ def test_the_number_of_threads_changes_no_bit(make_model):
         torch.set_num_threads(threads)
 
 
+def test_a_reply_whose_numbers_break_changes_no_bit_of_the_others(make_model):
+    model, bad = make_model(), 7
+    rest = [([token for token in ids if token != bad], params) for ids, params in asked(random.Random(9), 6)]
+    # Never drawn: what it would lead to is not the point.
+    rest = [(ids, replace(params, logit_bias=((bad, -1e4),))) for ids, params in rest]
+    alone = [paged(model, 40).generate([ids], params) for ids, params in rest]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[bad] = float("nan")
+    broken = ([*prompt(20, 3), bad], SamplingParams(max_tokens=5, ignore_eos=True))
+    got = in_company(paged(model, 60), [rest[0], broken, *rest[1:]], random.Random(1))
+    assert [output.finish_reason for output in got.pop("1")] == ["error"]
+    for pair in zip((got[name] for name in sorted(got, key=int)), alone, strict=True):
+        assert all(same(*replies) for replies in zip(*pair, strict=True))
+
+
 @torch.no_grad()
 def test_the_trainer_gives_the_same_log_probabilities_within_the_stated_bound(make_model):
     """The trainer expands keys and values; the engine never does. docs/numerics.md states the bound."""

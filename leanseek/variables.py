@@ -35,6 +35,12 @@ VARIABLES = (
         "reference: every operator runs its plain torch form, none that suits this processor better",
     ),
     Variable(
+        "LEANSEEK_SANDBOX",
+        "bubblewrap or none",
+        "bubblewrap",
+        "none: code that a model writes runs as yourself, with bounds on time and memory only",
+    ),
+    Variable(
         "LEANSEEK_THREADS",
         "a whole number from 1",
         "what the recipe says",
@@ -72,6 +78,18 @@ def kernels(environment: Mapping[str, str] | None = None) -> str:
     text = _read("LEANSEEK_KERNELS", environment) or "auto"
     if text not in ("auto", "reference"):
         raise ConfigError(f"LEANSEEK_KERNELS = {text!r}: auto or reference is needed")
+    return text
+
+
+def sandbox(environment: Mapping[str, str] | None = None) -> str:
+    """Return LEANSEEK_SANDBOX: "bubblewrap" or "none".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = _read("LEANSEEK_SANDBOX", environment) or "bubblewrap"
+    if text not in ("bubblewrap", "none"):
+        raise ConfigError(f"LEANSEEK_SANDBOX = {text!r}: bubblewrap or none is needed")
     return text
 
 

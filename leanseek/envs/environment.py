@@ -30,7 +30,7 @@ ANSWER_CHARACTERS = 200
 # Most replies of a demonstration: an expert that is not done by then never will be.
 MOST_TURNS = 200
 # Files of this folder that are not tasks.
-NOT_TASKS = ("environment", "validate")
+NOT_TASKS = ("environment", "sandbox", "validate")
 # Names for a problem's parts.
 LABELS = "abcdefghij"
 
@@ -113,6 +113,7 @@ class Environment(ABC):
         multi_turn: whether an episode can go on after a reply; there is then an Episode of its own.
         longest_answer: characters of an answer that is looked at.
         exact: whether a right answer with anything added to it is wrong.
+        waits: whether a reply's turn waits for something else, such as a sandbox: several then wait at once.
         option: what may follow the name after a colon, in words; the class then takes it as its argument, None where
             there is none.
         extra: what of leanseek must be installed for it, as in `pip install leanseek[extra]`; "": nothing.
@@ -125,6 +126,7 @@ class Environment(ABC):
     multi_turn: ClassVar[bool] = False
     longest_answer: ClassVar[int] = ANSWER_CHARACTERS
     exact: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
     option: ClassVar[str] = ""
     extra: ClassVar[str] = ""
 

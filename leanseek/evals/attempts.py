@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +20,8 @@ from leanseek.tokens.chat import ChatFormat
 
 # Seeds of a conversation's later replies lie so far apart that none has the luck of another's.
 TURN_SEED = 1 << 47
+# Episodes that wait at once, for a sandbox or another process.
+WAITING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +98,14 @@ def attempt(
         for i, group in enumerate(episodes)
         for j, episode in enumerate(group)
     ]
-    for talk, output in zip(talks, outputs, strict=True):
-        talk.hear(output)
+    _hear(talks, outputs)
     turn = 0
     while going := [talk for talk in talks if not talk.over]:
         turn += 1
         if on_progress is not None:
             on_progress(len(talks) - len(going))
         more = [replace(params, n=1, max_tokens=talk.room, seed=_seed(params, turn, talk.place)) for talk in going]
-        for talk, output in zip(going, engine.generate([talk.ids for talk in going], more), strict=True):
-            talk.hear(output)
+        _hear(going, engine.generate([talk.ids for talk in going], more))
     if several and on_progress is not None:
         on_progress(len(talks))
     return [talk.attempt() for talk in talks]
@@ -226,6 +227,18 @@ class _Talk:
             pieces.append(output.experts[known:])
             known = len(output.experts)
         return torch.cat(pieces)
+
+
+def _hear(talks: Sequence[_Talk], outputs: Sequence[Output]) -> None:
+    """Give each attempt its reply; those whose episodes wait for something wait together."""
+    waiting = [talk.episode.environment.waits for talk in talks]
+    with ThreadPoolExecutor(WAITING) as pool:
+        slow = [pool.submit(t.hear, o) for t, o, waits in zip(talks, outputs, waiting, strict=True) if waits]
+        for talk, output, waits in zip(talks, outputs, waiting, strict=True):
+            if not waits:
+                talk.hear(output)
+        for one in slow:
+            one.result()
 
 
 def _seed(params: SamplingParams, turn: int, place: int) -> int | None:

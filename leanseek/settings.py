@@ -89,6 +89,7 @@ class TrainSettings(Settings):
     recompute: bool = Field(
         False, description="blocks are computed anew for the gradient: less memory, a third more work"
     )
+    fp8: bool = Field(False, description="products in FP8 as V3 has them, by emulation: the same numbers, slowly")
     optimiser: OptimiserSettings = OptimiserSettings()
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from leanseek.run import Run
 from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser
+from leanseek.train.precision import fp8
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
 
 PREVIOUS = {"sft": "pretrain", "grpo": "sft"}
@@ -135,6 +137,7 @@ class Stage:
         def log(step: int, metrics: dict[str, float]) -> None:
             self.log.log(self.name, step, **metrics)
 
-        with progress(trainer.steps, self.name) as bar:
+        precision = fp8(model) if self.settings.fp8 else nullcontext()
+        with progress(trainer.steps, self.name) as bar, precision:
             trainer.fit(batches, Hooks(log, save, **hooks), bar)
         return trainer

@@ -65,7 +65,10 @@ def test_only_what_v3_puts_into_fp8_changes_and_only_inside(make_model):
     tokens, x = torch.arange(6), torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     attention, moe = model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp
     x_o = torch.randn(6, attention.weight.shape[1], generator=torch.Generator().manual_seed(1))
-    weights, experts = torch.rand(6, 2, generator=torch.Generator().manual_seed(2)), torch.tensor([[0, 1], [2, 3], [1, 0], [7, 2], [4, 5], [3, 6]])
+    weights, experts = (
+        torch.rand(6, 2, generator=torch.Generator().manual_seed(2)),
+        torch.tensor([[0, 1], [2, 3], [1, 0], [7, 2], [4, 5], [3, 6]]),
+    )
     before = attention(x_o)
     with fp8(model):
         assert not torch.equal(attention(x_o), before)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from leanseek.kernels.linear import linear
 from leanseek.model.transformer import Transformer
 
 
@@ -49,7 +51,8 @@ def token_logprobs(
     """Return each target's log-probability under softmax(logits / temperature), float32, [M].
 
     With a bound, places are taken a few at a time, and their logits are computed anew for the gradient instead of
-    being kept: memory is then bounded whatever the vocabulary, for one more product with the head.
+    being kept: memory is then bounded whatever the vocabulary, for one more product with the head
+    (`bench/loss_memory.py`).
 
     Args:
         model: whose head is used.
@@ -59,23 +62,71 @@ def token_logprobs(
         most_logits: logits in memory at once, one place's at least; None: all.
         support: what each place could have drawn; None: any token.
     """
+    rows = len(targets_M) if most_logits is None else max(1, most_logits // model.config.vocab_size)
+    if rows >= len(targets_M):
+        return -F.cross_entropy(_scaled(model.logits(hidden_MD), temperature, support), targets_M, reduction="none")
+    out: Tensor = _Tiles.apply(hidden_MD, model.lm_head.weight, targets_M, temperature, rows, support)
+    return out
 
-    def of(hidden_MD: Tensor, targets_M: Tensor, support: Support | None) -> Tensor:
-        logits_MW = model.logits(hidden_MD).float()
-        if temperature != 1.0:
-            logits_MW = logits_MW / temperature
-        if support is not None:
-            logits_MW = support.hide(logits_MW)
-        return -F.cross_entropy(logits_MW, targets_M, reduction="none")
 
-    count = len(targets_M)
-    rows = count if most_logits is None else max(1, most_logits // model.config.vocab_size)
-    if rows >= count:
-        return of(hidden_MD, targets_M, support)
-    parts = []
-    for at in range(0, count, rows):
-        last = min(at + rows, count)
-        part = None if support is None else support.part(at, last)
-        some = (hidden_MD[at:last], targets_M[at:last], part)
-        parts.append(checkpoint(of, *some, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat(parts)
+class _Tiles(torch.autograd.Function):
+    """The same a few places at a time, both ways, with one gradient of the head that all of them add to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        head_WD: Tensor,
+        targets_M: Tensor,
+        temperature: float,
+        rows: int,
+        support: Support | None,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden_MD, head_WD, targets_M)
+        ctx.rest = (temperature, rows, support)
+        found_M = hidden_MD.new_empty(len(targets_M), dtype=torch.float32)
+        for first, last, part in _tiles(len(targets_M), rows, support):
+            logits_MW = _scaled(linear(hidden_MD[first:last], head_WD), temperature, part)
+            found_M[first:last] = _chosen(logits_MW, targets_M[first:last]) - logits_MW.logsumexp(-1)
+        return found_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_MD, head_WD, targets_M = ctx.saved_tensors
+        temperature, rows, support = ctx.rest
+        hidden_gradient = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        # Sums over all tiles: bf16 would lose the small ones.
+        head_gradient = torch.zeros_like(head_WD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for first, last, part in _tiles(len(targets_M), rows, support):
+            some_MD, gradient_M = hidden_MD[first:last], gradients[0][first:last] / temperature
+            logits_MW = _scaled(linear(some_MD, head_WD), temperature, part)
+            # d log p(target) / d logits = one at the target, less the probabilities.
+            slope_MW = torch.softmax(logits_MW, dim=-1, out=logits_MW).mul_(-gradient_M[:, None])
+            slope_MW[torch.arange(last - first, device=targets_M.device), targets_M[first:last]] += gradient_M
+            slope_MW = slope_MW.to(head_WD.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[first:last] = slope_MW @ head_WD
+            if head_gradient is not None:
+                if head_WD.dtype == torch.float32:
+                    head_gradient.addmm_(slope_MW.t(), some_MD)
+                else:
+                    head_gradient += slope_MW.t() @ some_MD
+        head = None if head_gradient is None else head_gradient.to(head_WD.dtype)
+        return hidden_gradient, head, None, None, None, None
+
+
+def _tiles(count: int, rows: int, support: Support | None) -> Iterator[tuple[int, int, Support | None]]:
+    for first in range(0, count, rows):
+        last = min(first + rows, count)
+        yield first, last, None if support is None else support.part(first, last)
+
+
+def _scaled(logits_MW: Tensor, temperature: float, support: Support | None) -> Tensor:
+    logits_MW = logits_MW.float()
+    if temperature != 1.0:
+        logits_MW = logits_MW / temperature
+    return logits_MW if support is None else support.hide(logits_MW)
+
+
+def _chosen(logits_MW: Tensor, targets_M: Tensor) -> Tensor:
+    return logits_MW.gather(1, targets_M[:, None]).squeeze(1)

@@ -134,3 +134,8 @@ def check(environment: Mapping[str, str] | None = None) -> None:
 
 def _read(name: str, environment: Mapping[str, str] | None) -> str | None:
     return (os.environ if environment is None else environment).get(name) or None
+
+
+def hush_ray() -> None:
+    """Have Ray report nothing of its use to its makers, unless the user has set that variable of Ray's."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -113,6 +113,11 @@ class Run:
         return self.folder / "samples.jsonl"
 
     @property
+    def films_folder(self) -> Path:
+        """Of each task that has pictures an episode of the last model: `<task>.webp`."""
+        return self.folder / "films"
+
+    @property
     def report_path(self) -> Path:
         """The self-contained page."""
         return self.folder / "report.html"

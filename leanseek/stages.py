@@ -182,6 +182,8 @@ class _Line:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
         write_atomic(self.run.samples_path, "".join(lines))
+        for task, film in found.films.items():
+            write_atomic(self.run.films_folder / f"{task}.webp", film)
         self.run.update("accuracy", found.accuracy)
         if found.mtp_acceptance is not None:
             self.run.update("mtp", {"acceptance": found.mtp_acceptance})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +28,12 @@ class Variable:
     description: str
 
 
-# What LEANSEEK_KERNELS may be.
-KERNELS = ("auto", "reference", "native", "generic", "avx2", "avx512", "neon")
-
 VARIABLES = (
     Variable(
         "LEANSEEK_KERNELS",
-        ", ".join(KERNELS),
+        "auto or reference",
         "auto",
-        "reference: every operator runs its plain torch form; native: a compiled kernel that is not to be had is an "
-        "error; an instruction set: its kernels, not the best ones",
+        "reference: every operator runs its plain torch form, none that suits this processor better",
     ),
     Variable(
         "LEANSEEK_SANDBOX",
@@ -59,6 +56,12 @@ VARIABLES = (
 )
 
 
+def draw_without_screen() -> None:
+    """Let MuJoCo draw off screen where Linux has no display and MUJOCO_GL does not say how; before it is imported."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 def threads(environment: Mapping[str, str] | None = None) -> int | None:
     """Return LEANSEEK_THREADS, or None where it is not set.
 
@@ -74,16 +77,14 @@ def threads(environment: Mapping[str, str] | None = None) -> int | None:
 
 
 def kernels(environment: Mapping[str, str] | None = None) -> str:
-    """Return LEANSEEK_KERNELS, one of `KERNELS`.
+    """Return LEANSEEK_KERNELS: "auto" or "reference".
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: it is neither.
     """
     text = _read("LEANSEEK_KERNELS", environment) or "auto"
-    if text not in KERNELS:
-        raise ConfigError(
-            f"LEANSEEK_KERNELS = {text!r} is not known{nearest(text, KERNELS)}; accepted: {', '.join(KERNELS)}"
-        )
+    if text not in ("auto", "reference"):
+        raise ConfigError(f"LEANSEEK_KERNELS = {text!r}: auto or reference is needed")
     return text
 
 
@@ -134,8 +135,3 @@ def check(environment: Mapping[str, str] | None = None) -> None:
 
 def _read(name: str, environment: Mapping[str, str] | None) -> str | None:
     return (os.environ if environment is None else environment).get(name) or None
-
-
-def hush_ray() -> None:
-    """Have Ray report nothing of its use to its makers, unless the user has set that variable of Ray's."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json as json_format
 import random
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from leanseek.cli.columns import columns
 from leanseek.cli.overrides import default_of
-from leanseek.envs.environment import environments, load_environment
+from leanseek.envs.environment import demonstrate, environments, load_environment
 from leanseek.envs.validate import validate as failures_of
 from leanseek.errors import TaskError
+from leanseek.messages import Message
 from leanseek.model.config import load_preset, preset_names
 from leanseek.model.count import cache_bytes_per_token, parameters
 from leanseek.run import to_toml
@@ -149,11 +151,27 @@ def _purpose(name: str) -> str:
     return line.removeprefix("#").strip().removeprefix(f"{name}:").strip() if line.startswith("#") else ""
 
 
+def _dialogue(messages: Sequence[Message]) -> str:
+    """Return a conversation as lines: what was said, thought, called and answered."""
+    lines = []
+    for message in messages:
+        if message.role != "assistant":
+            lines.append(f"[{message.role}] {message.content}")
+            continue
+        lines += [f"<think>{message.reasoning_content}</think>"] if message.reasoning_content else []
+        lines += [message.content] if message.content else []
+        lines += [f"-> {call.name} {call.arguments}" for call in message.tool_calls]
+    return "\n".join(lines)
+
+
 def _show(name: str) -> None:
     task = load_environment(name)
     rng = random.Random(0)
     for level in task.levels:
         problem = next(task.problems("train", 0, [level]))
+        if task.multi_turn:
+            print(f"level {level}\n\n{_dialogue(demonstrate(task, problem, rng)[0])}\n")
+            continue
         solution = task.solution(problem, rng)
         print(
             f"level {level}\n\n{problem.prompt}\n\n<think>\n{solution.reasoning_content}\n</think>{solution.content}\n"

@@ -205,7 +205,7 @@ def demonstrate(environment: Environment, problem: Problem, rng: random.Random) 
 
 def environments() -> list[str]:
     """Return the names of the environments that come with leanseek."""
-    names = [module.name for module in pkgutil.iter_modules(leanseek.envs.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(leanseek.envs.__path__) if not module.ispkg]
     return sorted(name for name in names if name not in NOT_TASKS)
 
 

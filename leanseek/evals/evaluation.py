@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from leanseek.checkpoint.directory import load_model
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import Environment
+from leanseek.envs.worlds.world import World
+from leanseek.errors import TaskError
 from leanseek.evals.acceptance import acceptance
 from leanseek.evals.accuracy import Accuracy, evaluate
 from leanseek.evals.attempts import Attempt, is_sound
-from leanseek.log import progress
+from leanseek.log import progress, say
 from leanseek.messages import Message
 from leanseek.model.count import sampling_parts
 from leanseek.model.transformer import Transformer
@@ -35,11 +37,13 @@ class Evaluation:
         accuracy: environment -> figures of every model, as `summary.json` has them.
         samples: replies of every model to the same problems, for `samples.jsonl`.
         mtp_acceptance: of the last model; None without an MTP layer.
+        films: environment -> an episode of the last model, as an animated WebP, where the task has pictures.
     """
 
     accuracy: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     mtp_acceptance: float | None
+    films: dict[str, bytes] = field(default_factory=dict)
 
 
 def evaluate_run(
@@ -96,7 +100,8 @@ def evaluate_run(
         for name, result in results[environment.name].items()
         if i < len(result.attempts)
     ]
-    return Evaluation(accuracy, samples, accepted)
+    films = {e.name: one for e in environments if (one := _film(e, results[e.name])) is not None}
+    return Evaluation(accuracy, samples, accepted, films)
 
 
 def development_accuracy(
@@ -163,6 +168,20 @@ def _sample(environment: Environment, name: str, attempt: Attempt) -> dict[str, 
         "correct": attempt.correct,
         "sound": is_sound(environment, attempt),
     }
+
+
+def _film(environment: Environment, by_model: Mapping[str, Accuracy]) -> bytes | None:
+    """Return a film of the last model: of the first problem that it solves, or of the first."""
+    attempts = list(by_model.values())[-1].attempts if by_model else ()
+    if not isinstance(environment, World) or not attempts:
+        return None
+    chosen = next((one for one in attempts if one.correct), attempts[0])
+    replies = [message for message in chosen.messages if message.role == "assistant"] or [chosen.reply]
+    try:
+        return environment.film(chosen.problem, environment.calls_of(replies))
+    except TaskError as error:
+        say(f"  no film of {environment.name}: {error}")
+        return None
 
 
 def _told(messages: Sequence[Message]) -> str:

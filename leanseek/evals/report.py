@@ -87,6 +87,7 @@ def contents(run: Run) -> dict[str, Any]:
         "facts": _facts(summary, rows),
         "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
         "data": values_without_nan([chart.to_dict() for chart in drawn]),
+        "films": _films(run.films_folder),
         "samples": _samples(RunLog(run.samples_path).read()),
         "stages": _stages(costs),
         "total": _cost(total) if total["seconds"] else None,
@@ -220,6 +221,12 @@ def _facts(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> lis
     if load is not None:
         facts.append({"figure": f"{load:.2f}x", "label": "load of the busiest expert, 1 is even"})
     return facts
+
+
+def _films(folder: Path) -> list[dict[str, str]]:
+    """Return the films of a run's evaluation, each as text that a page can hold."""
+    films = sorted(folder.glob("*.webp")) if folder.is_dir() else []
+    return [{"task": one.stem, "data": base64.b64encode(one.read_bytes()).decode()} for one in films]
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

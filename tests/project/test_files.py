@@ -148,11 +148,7 @@ def test_dependencies_are_declared(root, modules):
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["dependencies"]}
     extras = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["optional-dependencies"]["gpu"]}
-    extras |= {
-        re.split(r"[<>=\[ ]", item)[0]
-        for extra in ("gguf", "cluster")
-        for item in project["optional-dependencies"][extra]
-    }
+    extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["gguf"]}
     imported = set()
     for path in modules:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -161,8 +157,15 @@ def test_dependencies_are_declared(root, modules):
                 names = [node.module or ""]
             imported |= {name.split(".")[0] for name in names}
     outside = imported - set(sys.stdlib_module_names) - {"leanseek"}
-    assert extras == {"nvidia_ml_py", "gguf", "ray"}
-    known = declared | {"pynvml", "gguf", "ray", "pydantic_core"}  # the module of nvidia-ml-py, and a part of pydantic
+    extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["worlds"]}
+    assert extras == {"nvidia_ml_py", "gguf", "mujoco", "pillow"}
+    known = declared | {
+        "pynvml",
+        "gguf",
+        "mujoco",
+        "PIL",
+        "pydantic_core",
+    }  # as the extras' modules are called; a part of pydantic
     assert outside <= known, f"not declared: {outside - known}"
     indirect = {"numpy"}  # safetensors needs it to write torch's tensors, and does not bring it along
     assert declared <= outside | indirect, f"declared, never imported: {declared - outside}"

@@ -11,7 +11,6 @@ import torch
 from leanseek.cost.ledger import Charge
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
-from leanseek.engine.shared import SharedEngine
 from leanseek.errors import RunError
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import Stream
@@ -33,9 +32,7 @@ def make(tiny_tokenizer, even) -> Iterator:
             Stream(
                 model,
                 Rollouts(pool, [even], {}, chosen, 0, Charge("test")),
-                lambda snapshot, condition, number: SharedEngine(
-                    Engine(snapshot, tiny_tokenizer, **pool.options), condition
-                ),
+                pool.single,
                 staleness=staleness,
                 check=check,
                 steps=chosen.steps,

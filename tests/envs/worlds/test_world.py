@@ -1,0 +1,91 @@
+"""The three worlds: experts win, random play does not, hostile replies end at nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import random
+
+import pytest
+
+from leanseek.envs.environment import demonstrate, load_environment
+from leanseek.envs.validate import validate
+from leanseek.envs.worlds.world import WAYS, World
+from leanseek.errors import TaskError
+from leanseek.messages import Message, ToolCall
+
+
+@pytest.fixture(params=["battery_swap", "delivery_drone", "smart_home"])
+def name(request) -> str:
+    if request.param == "battery_swap" and importlib.util.find_spec("mujoco") is None:
+        pytest.skip("battery_swap needs the package mujoco (extra worlds)")
+    return request.param
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_worlds_keep_what_tasks_promise_in_every_way_of_calling(name: str, way: str):
+    assert validate(load_environment(f"{name}:{way}"), 10) == []
+
+
+def test_an_expert_wins_every_problem_and_random_play_next_to_none(name: str):
+    world, rng = load_environment(name), random.Random(1)
+    assert isinstance(world, World)
+    wins, games = 0, 0
+    for problem in itertools.islice(world.problems("test", 5), 20):
+        said, turn = demonstrate(world, problem, rng)
+        assert turn.done and turn.rewards == {"correct": 1.0, "format": 1.0}, said
+        for _ in range(5):
+            state = world.open(problem)
+            for _ in range(world.most_calls):
+                if state.over:
+                    break
+                state.act(world.random_call(rng))
+            wins, games = wins + state.won, games + 1
+    assert games == 100 and wins < 0.05 * games
+
+
+def test_there_are_thousands_of_problems(name: str):
+    world = load_environment(name)
+    for level in world.levels:
+        keys = {problem.key for problem in itertools.islice(world.problems("train", 3, [level]), 50)}
+        assert len(keys) >= 49
+
+
+def test_the_split_of_a_problem_does_not_depend_on_how_skills_are_called(name: str):
+    worlds = [load_environment(f"{name}:{way}") for way in WAYS]
+    firsts = [[p.prompt for p in itertools.islice(world.problems("test", 0), 8)] for world in worlds]
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert [bool(world.tools) for world in worlds] == [True, False, False]
+
+
+def test_calls_without_end_are_cut_off(name: str):
+    world = load_environment(name)
+    episode = world.start(next(world.problems("train", 0)))
+    reply = Message("assistant", "", "", (ToolCall("a", "nothing", "{}"),))
+    turns = 1
+    while not episode.step(reply).done:
+        turns += 1
+    assert turns == world.most_calls
+    flood = world.start(next(world.problems("train", 0))).step(Message("assistant", "", "", reply.tool_calls * 10_000))
+    assert flood.done and flood.rewards["correct"] == 0.0
+
+
+def test_a_reply_without_a_call_gives_up(name: str):
+    world = load_environment(name)
+    turn = world.start(next(world.problems("train", 0))).step(Message("assistant", "I am done", "so"))
+    assert turn.done and turn.rewards == {"correct": 0.0, "format": 0.0}
+
+
+def test_calls_are_read_back_from_replies(name: str):
+    world, rng = load_environment(name), random.Random(0)
+    problem = next(world.problems("train", 0))
+    said, _ = demonstrate(world, problem, rng)
+    wanted = [step.call for step in world.expert(problem)]
+    assert world.calls_of([message for message in said if message.role == "assistant"]) == wanted
+    plan = load_environment(f"{name}:plan")
+    assert plan.calls_of([plan.solution(problem, rng)]) == wanted
+
+
+def test_an_unknown_way_is_a_sentence(name: str):
+    with pytest.raises(TaskError, match=f"{name}:bear: accepted are tools, bare, plan; did you mean bare"):
+        load_environment(f"{name}:bear")

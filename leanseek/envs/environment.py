@@ -30,7 +30,7 @@ ANSWER_CHARACTERS = 200
 # Most replies of a demonstration: an expert that is not done by then never will be.
 MOST_TURNS = 200
 # Files of this folder that are not tasks.
-NOT_TASKS = ("environment", "sandbox", "validate")
+NOT_TASKS = ("environment", "expressions", "sandbox", "validate")
 # Names for a problem's parts.
 LABELS = "abcdefghij"
 

@@ -19,12 +19,14 @@ from leanseek.cost.carbon import parse_grid
 from leanseek.cost.card import model_card
 from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
+from leanseek.cost.rates import load_rates
 from leanseek.data.tokens import TokenisedCorpus, tokenise, train_tokenizer
 from leanseek.envs.environment import Environment, load_environment
 from leanseek.errors import ConfigError, RunError, nearest
 from leanseek.evals.evaluation import development_accuracy, evaluate_run
 from leanseek.evals.report import write_report
 from leanseek.files import write_atomic
+from leanseek.forecast import as_summary, forecast
 from leanseek.kernels.threads import available_threads, share_out
 from leanseek.log import RunLog, say
 from leanseek.model.config import load_preset
@@ -64,11 +66,22 @@ def make(run: Run, until: str = "eval") -> None:
         )
     with run.lock():
         line = _Line(run)
+        _foretell(run)
         for name in planned[: planned.index(until) + 1]:
             if run.stage_done(name):
                 say(f"{name}: done already")
             else:
                 line.make(name)
+
+
+def _foretell(run: Run) -> None:
+    """Write down what the stages should take, where this machine has been measured and nothing is done yet."""
+    rates = load_rates()
+    if rates is None or run.recipe.grpo.start is not None or run.recipe.device != "cpu" or run.summary:
+        return
+    planned = forecast(run.recipe, rates)
+    run.update("plan", as_summary(planned))
+    say("planned: " + ", ".join(f"{one.stage} {format_seconds(one.seconds)}" for one in planned))
 
 
 def dry_run(recipe: Recipe) -> dict[str, Any]:

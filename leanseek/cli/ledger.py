@@ -67,7 +67,13 @@ def ledger(
     whose = parse_grid(grid) if grid is not None else None
     found = {name: _with_carbon(read_chain(_file(name)), whose) for name in runs}
     if json:
-        print(json_format.dumps({name: _as_dict(one) for name, one in found.items()}, indent=2, ensure_ascii=False))
+        print(
+            json_format.dumps(
+                {name: _as_dict(one) | {"planned": _plan(name)} for name, one in found.items()},
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
     elif csv:
         _print_csv(found)
     elif compare:
@@ -132,9 +138,33 @@ def _table(name: str, found: Sealed, grid: Grid | None) -> str:
     if total.get("storage_read_bytes") is not None:
         read, written = total["storage_read_bytes"], total["storage_written_bytes"]
         lines.append(f"disks: {format_bytes(read)} read, {format_bytes(written)} written")
+    lines += _against_plan(name, {**sums, ALL_STAGES: total})
     sealed = sum(bool(seal) for seal in found.seals)
     lines.append(f"seals: {sealed} of {len(found.rows)} lines have one; the last hash is {found.head or 'none'}")
     return "\n".join(lines)
+
+
+def _plan(name: str) -> dict[str, Any]:
+    """Return what a run's stages were planned to take before it began; {} where nobody planned."""
+    try:
+        summary = json_format.loads((_file(name).parent / "summary.json").read_text(encoding="utf-8"))
+        plan = summary.get("plan") or {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {stage: one for stage, one in plan.items() if isinstance(one, dict) and one.get("seconds")}
+
+
+def _against_plan(name: str, sums: Mapping[str, Any]) -> list[str]:
+    plan = {stage: one for stage, one in _plan(name).items() if stage in sums}
+    if not plan:
+        return []
+    rows = [("stage", "planned", "actual", "plan's error", "tokens planned", "actual")]
+    for stage, one in plan.items():
+        seconds, tokens = sums[stage]["seconds"], sums[stage]["tokens"]
+        error = f"{one['seconds'] / seconds - 1:+.0%}" if seconds else NOTHING
+        counts = format_count(one.get("tokens") or 0), format_count(tokens)
+        rows.append((stage, format_seconds(one["seconds"]), format_seconds(seconds), error, *counts))
+    return ["", "as planned before the run:", columns(rows, right=range(1, len(rows[0]))), ""]
 
 
 def _cells(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,21 +11,27 @@ from typing import Any
 
 from leanseek.cli.columns import columns
 from leanseek.cost.calibration import load_this, save_this
-from leanseek.cost.carbon import Grid, parse_grid
+from leanseek.cost.carbon import Grid, format_grams, parse_grid
 from leanseek.cost.energy import usable_cores
 from leanseek.cost.hardware import Hardware, gpu_named, this_cpu
 from leanseek.cost.layout import Layout, parse_layout
 from leanseek.cost.learning import Learning, plan_learning
 from leanseek.cost.machines import Machines, parse_machines
 from leanseek.cost.planner import best_plan, config_of, default_precision, work_of
+from leanseek.cost.rates import Rates, load_rates, save_rates
 from leanseek.cost.search import Loser
 from leanseek.cost.service import Service
 from leanseek.cost.serving import BUSY, plan_serving
 from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
 from leanseek.cost.training import plan_training
 from leanseek.errors import UsageError
+from leanseek.forecast import INFORMATIVE, as_summary, forecast
 from leanseek.model.config import ModelConfig
 from leanseek.run import Run, model_folder
+from leanseek.settings import Recipe, load_recipe, recipe_names
+from leanseek.units import format_count, format_joules, format_seconds, format_usd
+
+METER = "by the power model of this machine's row in hardware.toml, not measured"
 
 
 def plan(
@@ -61,10 +67,13 @@ def plan(
     Everything is computed from the model's shape and the hardware's figures; docs/guides/cost.md says how, and how far
     it was off on runs whose cost is known.
 
+    A recipe by itself, as in leanseek plan laptop, is planned stage by stage for this machine, once
+    leanseek plan --calibrate has measured it.
+
     Example: leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T --best
 
     Args:
-        model: Name of a shape from leanseek models, a run folder, a model folder, or a config.json.
+        model: Name of a shape from leanseek models, a run folder, a model folder, or a config.json; or a recipe.
         on: Machines, such as 2048xh800 or 2xvirtual-cpu (cores); this: the machine that was calibrated.
         tokens: Training: tokens in all, such as 14.8T.
         layout: Training: how a step is spread, such as pp=16,ep=64,schedule=dualpipe; left out: the best is searched.
@@ -91,8 +100,12 @@ def plan(
         calibrate: Measure this machine in about ten seconds, for --on this.
     """
     if calibrate:
-        row = measure()
-        print(_page(f"kept in {save_this(row)}", [row_table(row)]))
+        row, rates = measure(), measured_rates()
+        save_rates(rates)
+        print(_page(f"kept in {save_this(row)}", [row_table(row), _rates_table(rates)]))
+        return
+    if model is not None and on is None and not (tokens or serve or rl) and (recipe := _recipe(model)) is not None:
+        _plan_recipe(recipe, grid, json)
         return
     if model is None or on is None or (serve and rl):
         raise UsageError(
@@ -160,7 +173,14 @@ def plan(
     print(_page(model, training_tables(chosen, losers if best else [], whose)))
 
 
-def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 3.0) -> Hardware:
+def measured_rates() -> Rates:
+    """Measure how fast this machine trains and samples a small model on its processor."""
+    from leanseek.speed import measure_rates
+
+    return measure_rates()
+
+
+def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 1.0) -> Hardware:
     """Measure how fast this machine multiplies matrices and reads memory.
 
     Args:
@@ -209,6 +229,59 @@ def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 3.0
         sources={key: source for key in ("bf16_flops", "fp32_flops", "memory_bytes_per_s", "memory_bytes")}
         | {"watts": f"as {known.name}: {known.sources['watts']}"},
         measured=True,
+    )
+
+
+def _recipe(name: str) -> Recipe | None:
+    """Return the recipe that a name, a .toml file or a run folder stands for; None: it is none of those."""
+    path = Path(name)
+    if path.is_dir() and Run.is_run(path):
+        return Run.open(path).recipe
+    return load_recipe(name) if name in recipe_names() or path.suffix == ".toml" else None
+
+
+def _plan_recipe(recipe: Recipe, grid: str | None, json: bool) -> None:
+    rates = load_rates()
+    if rates is None:
+        raise UsageError("this machine has not been measured yet; run: leanseek plan --calibrate")
+    stages = forecast(recipe, rates)
+    whose = parse_grid(grid) if grid is not None else None
+    totals = {key: sum(getattr(one, key) for one in stages) for key in ("seconds", "tokens", "joules", "usd")}
+    if json:
+        values = {"kind": "recipe", "recipe": recipe.name, "meter": METER, "stages": as_summary(stages)}
+        print(_as_json({**values, "totals": totals}, whose, totals["joules"]))
+        return
+    rows: list[tuple[str, ...]] = [("stage", "time", "tokens", "energy", "J a token", "money")]
+    rows += [(one.stage, *_stage_cells(one.seconds, one.tokens, one.joules, one.usd)) for one in stages]
+    rows.append(("all", *_stage_cells(**totals)))
+    notes = [
+        (f"energy: {rates.watts:g} W, {METER}",),
+        (f"GRPO: {INFORMATIVE:.0%} of the groups are taken to teach something; replies as long as worked solutions",),
+    ]
+    if whose is not None:
+        grams = format_grams(whose.grams(totals["joules"]))
+        notes.append((f"carbon: {grams} at {whose.grams_per_kwh:g} g a kWh ({whose.name})",))
+    print(_page(f"recipe {recipe.name} on this machine", [Table(rows, range(1, 6)), Table(notes)]))
+
+
+def _stage_cells(seconds: float, tokens: float, joules: float, usd: float) -> tuple[str, ...]:
+    each = format_joules(joules / tokens) if tokens else "-"
+    return format_seconds(seconds), format_count(tokens), format_joules(joules), each, format_usd(usd)
+
+
+def _rates_table(rates: Rates) -> Table:
+    step_ms, decode_ms = rates.layer_step_s * 1e3, rates.layer_decode_s * 1e3
+    train_rate = rates.train_flops_per_s / 1e9
+    return Table(
+        [
+            (
+                "training, small model",
+                f"{step_ms:.0f} ms a layer and step, {train_rate:.0f} GFLOP/s",
+            ),
+            ("decoding", f"{decode_ms:.2f} ms a layer and step, {rates.decode_flops_per_s / 1e9:.1f} GFLOP/s"),
+            ("prompts", f"{rates.prefill_flops_per_s / 1e9:.0f} GFLOP/s"),
+            ("corpus", f"{rates.documents_per_s:,.0f} documents a second"),
+        ]
     )
 
 

@@ -53,6 +53,18 @@ def test_a_run_is_told_stage_by_stage(runs, capsys):
     assert shown(capsys, "one/ledger.jsonl", "--expect", head)
 
 
+def test_a_plan_stands_beside_what_was(runs, capsys):
+    plan = {"pretrain": {"seconds": 33.0, "tokens": 900}, "grpo": {"seconds": 5.0}, "sft": None}
+    (runs / "one" / "summary.json").write_text(json.dumps({"plan": plan}))
+    page = shown(capsys, "one")
+    (line,) = [line for line in page.partition("as planned")[2].splitlines() if line.startswith("pretrain")]
+    assert line.split() == ["pretrain", "33.0", "s", "30.0", "s", "+10%", "900", "1k"]
+    found = json.loads(shown(capsys, "one", "two", "--json"))
+    assert found["one"]["planned"]["pretrain"]["seconds"] == 33 and found["two"]["planned"] == {}
+    (runs / "one" / "summary.json").write_text("damaged")
+    assert "as planned" not in shown(capsys, "one")
+
+
 def test_runs_are_compared(runs, capsys):
     page = shown(capsys, "one", "two", "--compare")
     assert [line.split()[-1] for line in page.splitlines() if line.startswith("pretrain")] == ["1.00", "2.00"]

@@ -13,7 +13,9 @@ from leanseek.cli import plan as command
 from leanseek.cli.app import main
 from leanseek.cost.calibration import load_this
 from leanseek.cost.hardware import hardware
+from leanseek.cost.rates import Rates, load_rates, save_rates
 
+RATES = Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0)
 V3 = ("deepseek-v3", "--on", "2048xh800")
 STATED = ("--tokens", "14.8T", "--layout", "pp=16,ep=64,schedule=dualpipe")
 
@@ -113,8 +115,9 @@ def test_wrong_usage_is_told(capsys, tokens, said):
 def test_this_machine_is_measured_once_and_then_known(settings, capsys, monkeypatch):
     row = replace(hardware("virtual-cpu"), name="this", title="this machine", measured=True)
     monkeypatch.setattr(command, "measure", lambda: row)
+    monkeypatch.setattr(command, "measured_rates", lambda: RATES)
     assert str(settings) in shown(capsys, "--calibrate")
-    assert load_this() == row
+    assert load_this() == row and load_rates() == RATES
     assert "1 x this machine" in shown(capsys, "laptop", "--on", "this", "--tokens", "1M")
 
 
@@ -124,6 +127,19 @@ def test_a_run_stands_for_its_newest_checkpoint_and_small_models_are_warned_of(m
     page = shown(capsys, str(run.folder), "--on", "h100", "--tokens", "1M", "--length", "64")
     assert "Gaps between operations are not modelled" in page
     assert "Gaps between" not in shown(capsys, *V3, *STATED)
+
+
+def test_a_recipe_is_planned_stage_by_stage(capsys, make_run):
+    assert main(["plan", "laptop"]) == 2 and "leanseek plan --calibrate" in capsys.readouterr().err
+    save_rates(RATES)
+    page = shown(capsys, "laptop", "--grid", "france")
+    for words in ("recipe laptop", "pretrain", "grpo", "eval", "all", "J a token", "7 W, by the power model", "56 g"):
+        assert words in page
+    found = json.loads(shown(capsys, "laptop", "--json"))
+    assert list(found["stages"]) == ["tokenizer", "pretrain", "sft", "grpo", "eval"]
+    assert found["totals"]["seconds"] == pytest.approx(sum(one["seconds"] for one in found["stages"].values()))
+    assert "pretrain" in shown(capsys, str(make_run().folder))
+    assert main(["plan", "nowhere.toml"]) != 0 and "no such recipe file" in capsys.readouterr().err
 
 
 def test_a_measurement_is_a_row():

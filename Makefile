@@ -3,6 +3,7 @@
 # make check   what CI runs: ruff, mypy, import-linter (a test), tests
 # make venv    only install
 # make docs    write the generated pages anew
+# make kernels build the native kernels anew, after a change in leanseek/kernels/csrc
 #
 # PYTHON=...     the Python to use (3.11 or newer; found by itself)
 # TORCH=...      the torch to install first
@@ -19,7 +20,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 SAY = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test check venv docs clean
+.PHONY: demo test check venv docs kernels clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -46,8 +47,13 @@ venv: .venv/.test-tools
 docs: .venv/.test-tools
 	@$(BIN)/python docs/generate.py
 
+kernels:
+	@cmake -S leanseek/kernels/csrc -B build/kernels >build-kernels.log 2>&1 && \
+	cmake --build build/kernels --parallel $(WORKERS) >>build-kernels.log 2>&1 || { cat build-kernels.log; exit 1; }
+	@rm -f build-kernels.log
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build leanseek/kernels/*.so .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamps say what stands in .venv; each rule is done once, and again when pyproject.toml changes.
 .venv/.made:
@@ -63,6 +69,7 @@ clean:
 
 .venv/.installed: .venv/.torch pyproject.toml
 	$(SAY) "[3/3] installing leanseek"
+	@rm -rf leanseek/kernels/csrc/CMakeCache.txt leanseek/kernels/csrc/CMakeFiles # of a try with no compiler, perhaps
 	@$(PIP) --quiet --editable .
 	@touch $@
 

@@ -153,6 +153,8 @@ class GrpoSettings(TrainSettings):
     staleness: int = Field(
         0, ge=0, le=64, description="steps that samples may be older than the model that learns; 0: sample, then learn"
     )
+    cluster: int = Field(0, ge=0, le=4096, description="rollout workers on a Ray cluster; 0: samples are drawn here")
+    cluster_address: str = Field("local", description="of the Ray cluster; auto: this machine's; local: started here")
     refill: int = Field(0, ge=0, le=64, description="further draws of problems for those that taught nothing; 0: none")
     epochs: int = Field(1, ge=1, description="times that a step's samples are learnt from")
     minibatches: int = Field(1, ge=1, description="optimiser steps that a pass over a step's samples is parted into")

@@ -28,12 +28,16 @@ class Variable:
     description: str
 
 
+# What LEANSEEK_KERNELS may be.
+KERNELS = ("auto", "reference", "native", "generic", "avx2", "avx512", "neon")
+
 VARIABLES = (
     Variable(
         "LEANSEEK_KERNELS",
-        "auto or reference",
+        ", ".join(KERNELS),
         "auto",
-        "reference: every operator runs its plain torch form, none that suits this processor better",
+        "reference: every operator runs its plain torch form; native: a compiled kernel that is not to be had is an "
+        "error; an instruction set: its kernels, not the best ones",
     ),
     Variable(
         "LEANSEEK_SANDBOX",
@@ -77,14 +81,16 @@ def threads(environment: Mapping[str, str] | None = None) -> int | None:
 
 
 def kernels(environment: Mapping[str, str] | None = None) -> str:
-    """Return LEANSEEK_KERNELS: "auto" or "reference".
+    """Return LEANSEEK_KERNELS, one of `KERNELS`.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of them.
     """
     text = _read("LEANSEEK_KERNELS", environment) or "auto"
-    if text not in ("auto", "reference"):
-        raise ConfigError(f"LEANSEEK_KERNELS = {text!r}: auto or reference is needed")
+    if text not in KERNELS:
+        raise ConfigError(
+            f"LEANSEEK_KERNELS = {text!r} is not known{nearest(text, KERNELS)}; accepted: {', '.join(KERNELS)}"
+        )
     return text
 
 
@@ -135,3 +141,8 @@ def check(environment: Mapping[str, str] | None = None) -> None:
 
 def _read(name: str, environment: Mapping[str, str] | None) -> str | None:
     return (os.environ if environment is None else environment).get(name) or None
+
+
+def hush_ray() -> None:
+    """Have Ray report nothing of its use to its makers, unless the user has set that variable of Ray's."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -84,6 +84,7 @@ def _engine_speaker(model: Path, given: dict[str, Any], weights: str, device: st
     import torch
 
     from leanseek.engine.engine import Engine
+    from leanseek.kernels.registry import notice
     from leanseek.server.defaults import SamplingDefaults
 
     if (threads := variables.threads()) is not None:
@@ -100,6 +101,8 @@ def _engine_speaker(model: Path, given: dict[str, Any], weights: str, device: st
         }
     )
     say(f"loading {folder}")
+    if line := notice():
+        say(line)
     return EngineSpeaker(Engine.load(folder, weights=weights, device=device, max_batch=1), params)
 
 

@@ -76,6 +76,7 @@ def serve(
     # Here, so that a wrong folder is told at once and --help does not wait for torch.
     import torch
 
+    from leanseek.kernels.registry import notice
     from leanseek.server.gate import read_keys
     from leanseek.server.listener import Listener
     from leanseek.server.store import Store
@@ -103,6 +104,8 @@ def serve(
         drain_s=drain_s,
         tls=(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
     )
+    if line := notice():
+        say(line)
     say(f"serving {folder} as {listener.served.name!r}")
     say(f"  chat page           {listener.url}/")
     say(f"  OpenAI base URL     {listener.url}/v1 ({'an API key is needed' if api_key_file else 'any API key'})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, SamplingParams
@@ -35,7 +36,7 @@ class EnginePool:
         drafts: int = 0,
         record_experts: bool = False,
     ) -> None:
-        self._options = {
+        self._options: dict[str, Any] = {
             "max_context_tokens": max_context_tokens,
             "drafts": drafts,
             "record_experts": record_experts,
@@ -45,9 +46,10 @@ class EnginePool:
         self.engines = [Engine(model, tokenizer, max_batch=share, **self._options) for _ in range(workers)]
         self.config, self.model, self.tokenizer, self.chat = model.config, model, tokenizer, self.engines[0].chat
 
-    def single(self, model: Transformer) -> Engine:
-        """Return one engine for the whole batch, as those of the pool but on another model of the same shape."""
-        return Engine(model, self.tokenizer, max_batch=self._max_batch, **self._options)
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of one engine for the whole batch, in the pool's place."""
+        return {"max_batch": self._max_batch, **self._options}
 
     def generate(
         self,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+import torch
+
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, SamplingParams
 from leanseek.errors import EngineError
+from leanseek.model.transformer import Transformer
 
 
 class SharedEngine:
@@ -53,6 +56,13 @@ class SharedEngine:
         if call.error is not None:
             raise call.error
         return [call.outputs[place] for place in range(len(call.outputs))]
+
+    @torch.no_grad()
+    def take(self, source: Transformer) -> None:
+        """Copy the weights of another model of the same shape; nothing is under way."""
+        known = self.model.state_dict()
+        for name, tensor in source.state_dict().items():
+            known[name].copy_(tensor)
 
     @property
     def has_work(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
-from leanseek.kernels.norm import rms_norm
+from leanseek.kernels.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -27,6 +27,10 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalise the last dimension."""
         return rms_norm(x_TD, self.weight, self.eps)
+
+    def after(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return residual + x, and that sum normalised."""
+        return add_rms_norm(x_TD, residual_TD, self.weight, self.eps)
 
 
 class Linear(nn.Module):

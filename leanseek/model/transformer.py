@@ -41,8 +41,8 @@ class Block(nn.Module):
         routing: Routing | None = None,
     ) -> Tensor:
         """Apply attention and MLP around the residual stream."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotations_TR, segments, cache, self.layer)
-        normed_TD = self.post_attention_layernorm(x_TD)
+        attended_TD = self.self_attn(self.input_layernorm(x_TD), rotations_TR, segments, cache, self.layer)
+        x_TD, normed_TD = self.post_attention_layernorm.after(attended_TD, x_TD)
         if isinstance(self.mlp, DeepSeekMoE):
             return x_TD + self.mlp(normed_TD, routing)
         return x_TD + self.mlp(normed_TD)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from leanseek.checkpoint.directory import load_model
+from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
+from leanseek.engine.shared import SharedEngine
 from leanseek.envs.environment import Environment
 from leanseek.log import say
 from leanseek.model.transformer import Transformer
 from leanseek.rl.agreement import agreement_of
+from leanseek.rl.cluster import Cluster
 from leanseek.rl.lora import Lora
 from leanseek.rl.rollouts import Rollouts
-from leanseek.rl.stream import Stream
+from leanseek.rl.stream import COPIES, Seat, Stream, copy_of
 from leanseek.settings import GrpoSettings, OptimiserSettings
 from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import GroupBatch, Grpo
@@ -69,13 +74,9 @@ def grpo(
         return latest
 
     objective = objective_of(settings, reference)
-    stream = _stream(model, rollouts, engine, objective, settings) if settings.staleness else None
-    batches = rollouts.batch if stream is None else stream.batch
-    try:
+    with ExitStack() as at_end:
+        batches = _batches(model, rollouts, engine, objective, at_end)
         trainer = stage.fit(model, objective, batches, {"validate": validate}, optimiser)
-    finally:
-        if stream is not None:
-            stream.close()
     worst = rule.check(stage.log.read("grpo"))
     samples = trainer.done * settings.prompts_per_step * settings.samples_per_prompt
     figures: dict[str, Any] = {"steps": trainer.done, "samples": samples, **worst}
@@ -111,10 +112,19 @@ def objective_of(settings: GrpoSettings, reference: Transformer | None = None) -
     )
 
 
-def _stream(
-    model: Transformer, rollouts: Rollouts, engine: EnginePool, objective: Grpo, settings: GrpoSettings
-) -> Stream:
-    """Return rollouts that go on while the trainer learns."""
+def _batches(
+    model: Transformer, rollouts: Rollouts, pool: EnginePool, objective: Grpo, at_end: ExitStack
+) -> Callable[[int], GroupBatch]:
+    """Return where each step's batch comes from: this process or other machines, in turn with learning or meanwhile."""
+    settings = rollouts.settings
+    cluster = None
+    if settings.cluster:
+        sides = COPIES if settings.staleness else 1
+        where = {"workers": settings.cluster, "address": settings.cluster_address}
+        cluster = Cluster(model, pool.tokenizer, **where, sides=sides, options=pool.options)
+        at_end.callback(cluster.close)
+    if not settings.staleness:
+        return rollouts.batch if cluster is None else _from_afar(model, rollouts, cluster)
     plain = replace(objective, kl_weight=0.0, reference=None, off_policy=None, stale=False)
 
     @torch.no_grad()
@@ -122,7 +132,26 @@ def _stream(
         metrics = plain(snapshot, batch.to(snapshot.device)).metrics
         return {name: metrics[name] for name in ("logprob_gap", "routing_agreement") if name in metrics}
 
-    return Stream(model, rollouts, engine.single, staleness=settings.staleness, check=check, steps=settings.steps)
+    def seat(snapshot: Transformer, condition: threading.Condition, number: int) -> Seat:
+        if cluster is not None:
+            return cluster.side(snapshot, condition, number)
+        return SharedEngine(Engine(snapshot, pool.tokenizer, **pool.options), condition)
+
+    stream = Stream(model, rollouts, seat, staleness=settings.staleness, check=check, steps=settings.steps)
+    at_end.callback(stream.close)
+    return stream.batch
+
+
+def _from_afar(model: Transformer, rollouts: Rollouts, cluster: Cluster) -> Callable[[int], GroupBatch]:
+    """Return rollouts by a cluster's workers, which get the weights as they are before each step."""
+    side = cluster.side(copy_of(model), threading.Condition())
+    remote = replace(rollouts, engine=side)
+
+    def batch(step: int) -> GroupBatch:
+        side.take(model)
+        return remote.batch(step)
+
+    return batch
 
 
 def _lora(settings: GrpoSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:

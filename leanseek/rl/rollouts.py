@@ -14,6 +14,7 @@ from leanseek.errors import TaskError
 from leanseek.evals.attempts import Attempt, attempt
 from leanseek.model.count import sampling_parts
 from leanseek.rl.advantages import group_advantages
+from leanseek.rl.cluster import Side
 from leanseek.rl.rewards import reward
 from leanseek.settings import GrpoSettings
 from leanseek.train.objectives.cut import Cut
@@ -40,7 +41,7 @@ class Rollouts:
         meter: sampling is charged to it.
     """
 
-    engine: EnginePool
+    engine: EnginePool | Side
     environments: Sequence[Environment]
     levels: Mapping[str, Sequence[int]]
     settings: GrpoSettings

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, SamplingParams
 from leanseek.engine.shared import SharedEngine
 from leanseek.envs.environment import Problem
 from leanseek.errors import RunError
 from leanseek.evals.attempts import Attempt, attempt
 from leanseek.model.transformer import Transformer
+from leanseek.rl.cluster import Side
 from leanseek.rl.rollouts import Rollouts
 from leanseek.train.objectives.grpo import Group, GroupBatch
 
@@ -27,6 +27,7 @@ MOST_STEPS_OPEN = 4
 # Copies of the weights: one that new groups are drawn by, one whose last groups are still under way.
 COPIES = 2
 
+Seat = SharedEngine | Side
 Check = Callable[[Transformer, GroupBatch], Mapping[str, float]]
 
 
@@ -45,7 +46,7 @@ class Stream:
     Args:
         model: that learns; it must not change while `batch` runs.
         rollouts: whose problems, seeds, groups and figures these are.
-        engine: copy of the model -> an engine on it.
+        seat: (copy of the model, condition, number of the copy) -> an engine on it that several threads may ask.
         staleness: in steps, at least 1.
         check: (copy, one group) -> how well trainer and engine agree on it; called once for each copy that is used.
         steps: of the stage, beyond which nothing is drawn; None: not known.
@@ -55,7 +56,7 @@ class Stream:
         self,
         model: Transformer,
         rollouts: Rollouts,
-        engine: Callable[[Transformer], Engine],
+        seat: Callable[[Transformer, threading.Condition, int], Seat],
         *,
         staleness: int,
         check: Check | None = None,
@@ -63,7 +64,7 @@ class Stream:
     ) -> None:
         self.model, self.rollouts, self.staleness, self.check, self.steps = model, rollouts, staleness, check, steps
         self._condition = threading.Condition()
-        self._slots = [_Slot(SharedEngine(engine(_copy_of(model)), self._condition)) for _ in range(COPIES)]
+        self._slots = [_Slot(seat(copy_of(model), self._condition, number)) for number in range(COPIES)]
         self._newest: _Slot | None = None
         self._expected = -1  # the step that is asked for next
         self._found: defaultdict[int, _Step] = defaultdict(_Step)
@@ -147,9 +148,7 @@ class Stream:
         if not free:
             return False
         slot = free[0] if free[0] is not self._newest or len(free) == 1 else free[1]
-        with torch.no_grad():
-            for target, source in zip(_tensors(slot.shared.model), _tensors(self.model), strict=True):
-                target.copy_(source)
+        slot.shared.take(self.model)
         slot.version, slot.checked, self._newest = step, self.check is None, slot
         self._condition.notify_all()
         return True
@@ -202,10 +201,10 @@ class Stream:
 
     def _play(self, slot: _Slot, job: _Job) -> None:
         """Draw one group and score it; in a thread of its own, which mostly waits for the engine."""
-        seat = _Seat(slot, self._condition, job.params.n)
+        asker = _Asker(slot, self._condition, job.params.n)
         try:
             torch.set_num_threads(self._threads)
-            drawn = attempt(seat, [job.problem], job.params, environments=self.rollouts.named)
+            drawn = attempt(asker, [job.problem], job.params, environments=self.rollouts.named)
             group = self.rollouts.group(drawn)
             agreement: Mapping[str, float] = {}
             with self._condition:
@@ -220,7 +219,7 @@ class Stream:
                 self._fail(error)
         finally:
             with self._condition:
-                seat.leave()
+                asker.leave()
                 slot.open -= 1
                 self._condition.notify_all()
 
@@ -263,7 +262,7 @@ class _Slot:
         checked: whether trainer and engine were compared on it.
     """
 
-    shared: SharedEngine
+    shared: Seat
     version: int = -1
     open: int = 0
     starting: int = 0
@@ -296,7 +295,7 @@ class _Step:
     agreement: dict[str, float] = field(default_factory=dict)
 
 
-class _Seat:
+class _Asker:
     """One group's way to its engine; tells when its samples are no longer about to be asked for."""
 
     def __init__(self, slot: _Slot, condition: threading.Condition, samples: int) -> None:
@@ -320,12 +319,9 @@ class _Seat:
         self._starting = 0
 
 
-def _copy_of(model: Transformer) -> Transformer:
+def copy_of(model: Transformer) -> Transformer:
+    """Return a copy of a model that does not learn."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
-
-
-def _tensors(model: Transformer) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]

@@ -148,7 +148,11 @@ def test_dependencies_are_declared(root, modules):
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["dependencies"]}
     extras = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["optional-dependencies"]["gpu"]}
-    extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["gguf"]}
+    extras |= {
+        re.split(r"[<>=\[ ]", item)[0]
+        for extra in ("gguf", "cluster")
+        for item in project["optional-dependencies"][extra]
+    }
     imported = set()
     for path in modules:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -158,14 +162,8 @@ def test_dependencies_are_declared(root, modules):
             imported |= {name.split(".")[0] for name in names}
     outside = imported - set(sys.stdlib_module_names) - {"leanseek"}
     extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["worlds"]}
-    assert extras == {"nvidia_ml_py", "gguf", "mujoco", "pillow"}
-    known = declared | {
-        "pynvml",
-        "gguf",
-        "mujoco",
-        "PIL",
-        "pydantic_core",
-    }  # as the extras' modules are called; a part of pydantic
+    assert extras == {"nvidia_ml_py", "gguf", "ray", "mujoco", "pillow"}
+    known = declared | {"pynvml", "gguf", "ray", "mujoco", "PIL", "pydantic_core"}  # by their modules' names
     assert outside <= known, f"not declared: {outside - known}"
     indirect = {"numpy"}  # safetensors needs it to write torch's tensors, and does not bring it along
     assert declared <= outside | indirect, f"declared, never imported: {declared - outside}"

@@ -11,6 +11,7 @@ import torch
 from leanseek.cost.ledger import Charge
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
+from leanseek.engine.shared import SharedEngine
 from leanseek.errors import RunError
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import Stream
@@ -32,7 +33,9 @@ def make(tiny_tokenizer, even) -> Iterator:
             Stream(
                 model,
                 Rollouts(pool, [even], {}, chosen, 0, Charge("test")),
-                pool.single,
+                lambda snapshot, condition, number: SharedEngine(
+                    Engine(snapshot, tiny_tokenizer, **pool.options), condition
+                ),
                 staleness=staleness,
                 check=check,
                 steps=chosen.steps,

@@ -1,0 +1,97 @@
+// The C ABI's functions: each calls the table of the variant that it is given.
+#include "kernels.h"
+
+#include <string.h>
+
+#include "table.h"
+
+#define LEANSEEK_DECLARE(name) const leanseek_table *leanseek_table_##name();
+LEANSEEK_DECLARE(generic)
+LEANSEEK_DECLARE(avx2)
+LEANSEEK_DECLARE(avx512)
+LEANSEEK_DECLARE(neon)
+
+#if defined(LEANSEEK_HAS_neon) && defined(__linux__)
+#include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1 << 20)
+#endif
+#endif
+
+namespace {
+
+bool always() { return true; }
+
+#ifdef LEANSEEK_HAS_avx2
+bool has_avx2() {
+    // These ask the operating system too, whether it keeps the wide registers.
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+#ifdef LEANSEEK_HAS_avx512
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+#ifdef LEANSEEK_HAS_neon
+bool has_neon() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Apple processor has the dot products
+#endif
+}
+#endif
+
+struct Variant {
+    const char *name;
+    const leanseek_table *(*table)();
+    bool (*usable)();
+};
+
+const Variant VARIANTS[] = {
+    {"generic", leanseek_table_generic, always},
+#ifdef LEANSEEK_HAS_avx2
+    {"avx2", leanseek_table_avx2, has_avx2},
+#endif
+#ifdef LEANSEEK_HAS_avx512
+    {"avx512", leanseek_table_avx512, has_avx512},
+#endif
+#ifdef LEANSEEK_HAS_neon
+    {"neon", leanseek_table_neon, has_neon},
+#endif
+};
+const int COUNT = sizeof(VARIANTS) / sizeof(VARIANTS[0]);
+
+const leanseek_table *table(int32_t variant) { return VARIANTS[variant].table(); }
+
+}  // namespace
+
+LEANSEEK_API int32_t leanseek_abi(void) { return LEANSEEK_ABI; }
+
+LEANSEEK_API const char *leanseek_variants(void) {
+    return "generic"
+#ifdef LEANSEEK_HAS_avx2
+           " avx2"
+#endif
+#ifdef LEANSEEK_HAS_avx512
+           " avx512"
+#endif
+#ifdef LEANSEEK_HAS_neon
+           " neon"
+#endif
+        ;
+}
+
+LEANSEEK_API int32_t leanseek_variant(const char *name) {
+    for (int i = 0; i < COUNT; i++)
+        if (!strcmp(VARIANTS[i].name, name)) return VARIANTS[i].usable() ? i : -2;
+    return -1;
+}
+
+LEANSEEK_API void leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x, const void *residual,
+                                    const void *weight, void *sum, void *out, int64_t rows, int64_t width, float eps) {
+    table(variant)->rms_norm(threads, type, x, residual, weight, sum, out, rows, width, eps);
+}

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 from leanseek.errors import CheckpointError, RunError, nearest
 from leanseek.files import write_atomic, write_json
-from leanseek.settings import Recipe, dotted_keys, parse_recipe
+from leanseek.settings import KINDS, STAGES, Recipe, StageSettings, dotted_keys, parse_recipe
 
-# In the order in which they are made; `latest` prefers the last.
-STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
+__all__ = ["STAGES", "Run", "flat", "model_folder", "stages_of", "to_toml"]
+
 # Everything that a run writes into its folder, apart from temporary files.
 CONTENTS = (
     "recipe.toml",
@@ -31,17 +31,18 @@ CONTENTS = (
     "checkpoints",
     "tokenizer",
     "corpus",
+    "traces",
 )
+# Settings of the stages of a kind.
+SECTIONS = (*STAGES, *KINDS)
 # Settings that a run which has begun may change: device and threads change roundings alone, the others how often
 # something is written or looked at (which decides when SFT may end, if `sft.enough` is set).
 FREE = ("device", "threads", "checkpoint_every", "keep_checkpoints", "validate_every")
 
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return the stages that a recipe's run is made of: all, or those after the model folder that it starts from."""
-    if recipe.grpo.start is None:
-        return STAGES
-    return STAGES[STAGES.index("sft" if recipe.grpo.cold_start else "grpo") :]
+    """Return the names of the stages that a recipe's run is made of, in order."""
+    return tuple(recipe.line)
 
 
 class Run:
@@ -137,6 +138,10 @@ class Run:
         """The corpus as token ids."""
         return self.folder / "corpus"
 
+    def traces_path(self, stage: str) -> Path:
+        """The replies that a stage of kind traces kept, one JSON line each."""
+        return self.folder / "traces" / f"{stage}.jsonl"
+
     @property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds now; {} before the first `update`.
@@ -182,12 +187,13 @@ class Run:
 
         A folder without a config.json is not complete: a checkpoint gets its name only when it is whole.
         """
-        found = []
+        found, line = [], (*STAGES, *stages_of(self.recipe))
+        order = {name: place for place, name in enumerate(line)}
         for path in (self.folder / "checkpoints").glob("*-*"):
             name, _, step = path.name.rpartition("-")
-            wanted = name == stage if stage is not None else name in STAGES
+            wanted = name == stage if stage is not None else name in order
             if wanted and step.isdecimal() and (path / "config.json").is_file():
-                found.append((STAGES.index(name) if name in STAGES else -1, int(step), path))
+                found.append((order.get(name, -1), int(step), path))
         return [path for _, _, path in sorted(found)]
 
     def latest(self, stage: str | None = None) -> Path | None:
@@ -208,10 +214,15 @@ class Run:
             RunError: a changed setting has already shaped what is in the folder.
         """
         old, new = flat(self.recipe), flat(recipe)
-        begun = {stage for stage in STAGES if self.stage_begun(stage)}
-        refused = [key for key in new if new[key] != old[key] and _is_fixed(key, begun)]
+        line = {**recipe.line, **self.recipe.line}
+        begun = {stage for stage in line if self.stage_begun(stage)}
+        kinds = begun | {line[stage] for stage in begun}
+        changed = [key for key in {**old, **new} if new.get(key) != old.get(key)]
+        refused = [key for key in changed if _is_fixed(key, kinds)]
         if refused:
-            shown = ", ".join(f"{key} = {_toml_value(old[key])} (now {_toml_value(new[key])})" for key in refused)
+            shown = ", ".join(
+                f"{key} = {_toml_value(old.get(key))} (now {_toml_value(new.get(key))})" for key in refused
+            )
             raise RunError(
                 f"{self.folder} was begun with {shown}; go on without the change, take another folder with --run, "
                 "or start afresh with --fresh"
@@ -278,6 +289,9 @@ def flat(recipe: Recipe) -> dict[str, Any]:
         for part in key.split("."):
             node = getattr(node, part)
         values[key] = node
+    for name, stage in values.pop("stages").items():
+        for key, value in stage:
+            values[f"stages.{name}.{key}"] = recipe.before(name) if key == "after" else value
     return values
 
 
@@ -296,8 +310,12 @@ def _write_table(settings: BaseModel, path: tuple[str, ...], lines: list[str]) -
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             below.append((name, value))
+        elif name == "stages":
+            below += [(f"stages.{stage}", own) for stage, own in value.items()]
         elif value is not None:
             lines.append(f"{name} = {_toml_value(value)}")
+    if isinstance(settings, StageSettings):
+        lines += [f"{name} = {_toml_value(value)}" for name, value in settings.own.items()]
     for name, value in below:
         _write_table(value, (*path, name), lines)
 
@@ -320,5 +338,8 @@ def _is_fixed(key: str, begun: set[str]) -> bool:
     section, _, name = key.partition(".")
     if key == "name" or section == "cost" or (name or section) in FREE:
         return False
+    if section == "stages":
+        stage, _, name = name.partition(".")
+        return name not in FREE and stage in begun
     # Everything outside a stage's own section goes into all of them.
-    return section in begun if section in STAGES else bool(begun)
+    return section in begun if section in SECTIONS else bool(begun)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -15,6 +16,19 @@ from leanseek.errors import ConfigError, nearest
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 Objective = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+Effort = Literal["low", "high", "max"]
+# Settings whose own keys are names that a recipe gives.
+OPEN = ("levels", "stages")
+# Kinds of the stages that a recipe may list between pretraining and evaluation.
+Kind = Literal["sft", "grpo", "traces", "distill"]
+KINDS: tuple[str, ...] = get_args(Kind)
+# The line of a recipe that lists no stages of its own.
+STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
+# What else summary.json has parts of, and the names that models go by: no stage may be called so.
+RESERVED = ("accuracy", "mtp", "totals", "machine", "model", "base", "n", "tokenizer", "pretrain", "eval")
+
+
+Group = TypeVar("Group", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -28,6 +42,9 @@ class DataSettings(Settings):
 
     sources: tuple[str, ...] = Field((), description="folders or files of .txt/.jsonl; empty: the embedded corpus")
     documents: int = Field(40_000, ge=1, description="documents that the embedded corpus generates")
+    dialogues: float = Field(
+        0.0, ge=0, le=1, description="embedded corpus: conversations, mostly hasty ones, for each of its documents"
+    )
     sequence_tokens: int = Field(128, ge=8, description="tokens of one training sequence")
     validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of documents kept for validation")
 
@@ -112,6 +129,9 @@ class SftSettings(TrainSettings):
     """Cold start: supervised fine-tuning on worked solutions."""
 
     traces_per_environment: int = Field(500, ge=1, description="worked solutions per task")
+    traces: str | None = Field(
+        None, description="stage of kind traces, or .jsonl file, learnt from in place of worked solutions"
+    )
     hasty: float = Field(0.0, ge=0, le=1, description="chance after each line that a trace stops thinking and answers")
     enough: float | None = Field(None, gt=0, le=1, description="accuracy on unseen training problems that ends SFT")
     development_problems: int = Field(96, ge=1, description="problems per task that this accuracy is measured on")
@@ -169,6 +189,12 @@ class GrpoSettings(TrainSettings):
         0.5, ge=0, le=1, description="share of a step's rewards that may fail (they count as 0) before the run stops"
     )
     format_reward: float = Field(0.0, ge=0, description="bonus for a well-formed reply")
+    language: str | None = Field(None, description="language that replies are to think in, as en, ru or zh; None: any")
+    language_reward: float = Field(0.1, ge=0, description="weight of the share of words in that language (R1)")
+    rubric: dict[str, float] = Field({}, description="check of a reply (as sound, brief) -> its weight in the reward")
+    length_reward: float = Field(
+        0.0, ge=0, description="with efforts: what a longest reply loses at low effort, less at higher ones; 0: nothing"
+    )
     overlong_tokens: int = Field(
         0, ge=0, description="last tokens of max_new_tokens over which DAPO's penalty grows to 1; 0: no penalty"
     )
@@ -205,6 +231,57 @@ class GrpoSettings(TrainSettings):
         return values
 
 
+class TracesSettings(Settings):
+    """Replies drawn from a teacher and kept where they are right: rejection sampling, and data for distillation."""
+
+    teacher: str | None = Field(
+        None, description="who replies: a stage, a model folder or the URL of a server; None: the stage before"
+    )
+    model: str | None = Field(None, description="at a URL: the model's name there; None: the first that it lists")
+    licence: str = Field("", description="at a URL: what its terms say of training on its replies, to be recorded")
+    problems: int = Field(500, ge=1, description="training problems per task, each another one")
+    samples: int = Field(4, ge=1, description="replies per problem")
+    keep: int = Field(1, ge=1, description="most replies of a problem that are kept, the shortest right ones")
+    easiest: float = Field(
+        1.0, gt=0, le=1, description="problems that a larger share of the replies solves are left out"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="longest reply, in tokens")
+    temperature: float = Field(1.0, ge=0, description="of the replies")
+    at_once: int = Field(8, ge=1, le=256, description="at a URL: requests that are under way together")
+
+
+class DistillSettings(TrainSettings):
+    """A student learns all of a teacher's next-token distribution, on given replies or on its own."""
+
+    teachers: tuple[str, ...] = Field((), description="stages or model folders; a stage teaches the tasks it had")
+    method: Literal["logits", "on_policy"] = Field(
+        "on_policy", description="logits: KL from teacher to student on given replies; on_policy: back, on its own"
+    )
+    traces: str | None = Field(None, description="logits: stage or file of replies; None: worked solutions")
+    traces_per_environment: int = Field(500, ge=1, description="logits without traces: worked solutions per task")
+    prompts_per_step: int = Field(32, ge=1, description="on_policy: problems of a step")
+    samples_per_prompt: int = Field(2, ge=1, description="on_policy: replies per problem")
+    max_new_tokens: int = Field(64, ge=1, description="on_policy: longest reply, in tokens")
+    temperature: float = Field(1.0, gt=0, description="that both distributions are softened by")
+    most_logits: int | None = Field(4_000_000, ge=1, description="logits (tokens x vocabulary) in memory at once")
+    development_problems: int = Field(96, ge=1, description="problems per task of the accuracy shown on the way")
+
+
+class StageSettings(BaseModel):
+    """A stage of a recipe's own line. Beside these, it has any setting of its kind's section, for itself alone."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: Kind | None = Field(None, description="sft, grpo, traces or distill; None: its name")
+    after: str | None = Field(None, description="stage whose model it starts from; None: the training stage before it")
+    environments: tuple[str, ...] = Field((), description="its tasks; empty: the recipe's")
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Settings that it has for itself, laid over its kind's section."""
+        return dict(self.model_extra or {})
+
+
 class EvalSettings(Settings):
     """Held-out evaluation."""
 
@@ -228,6 +305,12 @@ class Recipe(Settings):
     model: str = Field("laptop", description="preset, or a path to a config.json")
     environments: tuple[str, ...] = Field(("countdown",), description="tasks that the run trains on and is judged by")
     levels: dict[str, tuple[int, ...]] = Field({}, description="environment -> levels used; default: all")
+    efforts: tuple[Effort, ...] = Field(
+        (), description="efforts (low, high, max) that prompts ask for in turn; the last is evaluated; empty: none"
+    )
+    stages: dict[str, StageSettings] = Field(
+        {}, description="name -> stage between pretraining and evaluation, in order; empty: sft, then grpo"
+    )
     seed: int = Field(0, description="of weights, data and samples")
     device: Device = Field("cpu", description="where the model runs")
     dtype: Dtype = Field("float32", description="what the weights are kept in")
@@ -237,8 +320,49 @@ class Recipe(Settings):
     pretrain: TrainSettings = TrainSettings()
     sft: SftSettings = SftSettings()
     grpo: GrpoSettings = GrpoSettings()
+    traces: TracesSettings = TracesSettings()
+    distill: DistillSettings = DistillSettings()
     eval: EvalSettings = EvalSettings()
     cost: CostSettings = CostSettings()
+
+    @property
+    def line(self) -> dict[str, str]:
+        """The stages that a run is made of, in order: name -> kind. Those before a model folder's are left out."""
+        start = self.grpo.start is not None
+        if self.stages:
+            inner = {name: stage.kind or name for name, stage in self.stages.items()}
+        else:
+            inner = {name: name for name in (("grpo",) if start and not self.grpo.cold_start else ("sft", "grpo"))}
+        first = {} if start else {"tokenizer": "tokenizer", "pretrain": "pretrain"}
+        return {**first, **inner, "eval": "eval"}
+
+    def before(self, name: str) -> str | None:
+        """Return the stage whose model a stage starts from; None: fresh weights, or the folder `grpo.start`."""
+        own = self.stages.get(name)
+        if own is not None and own.after is not None:
+            return None if own.after == "pretrain" and "pretrain" not in self.line else own.after
+        earlier = [other for other, kind in _until(self.line, name) if kind not in ("tokenizer", "traces")]
+        return earlier[-1] if earlier else None
+
+    def settings_of(self, name: str, kind: type[Group]) -> Group:
+        """Return a stage's settings: its kind's section with its own ones over it.
+
+        Args:
+            name: of the stage.
+            kind: class of the section, which every stage of that kind has.
+        Raises:
+            ValidationError: a setting that its kind does not have, or a value that is not acceptable.
+        """
+        section = getattr(self, self.line[name])
+        own = self.stages[name].own if name in self.stages else {}
+        found = type(section).model_validate(_merge(section.model_dump(), own)) if own else section
+        assert isinstance(found, kind), f"{name} is of kind {self.line[name]}"
+        return found
+
+    def environments_of(self, name: str) -> tuple[str, ...]:
+        """Return the tasks of a stage: its own, or the recipe's."""
+        own = self.stages.get(name)
+        return own.environments if own is not None and own.environments else self.environments
 
 
 def recipe_names() -> list[str]:
@@ -262,7 +386,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     known = set(dotted_keys())
     for key, value in (overrides or {}).items():
         parts = key.replace("-", "_").split(".")
-        if parts[0] != "levels" and ".".join(parts) not in known:
+        if parts == ["stages"]:  # a whole line in place of the recipe's
+            values["stages"] = value
+            continue
+        if parts[0] not in OPEN and ".".join(parts) not in known:
             raise ConfigError(f"--{key} is not a setting{nearest('.'.join(parts), known)}")
         node = values
         for part in parts[:-1]:
@@ -343,16 +470,69 @@ def _validate(values: dict[str, Any], where: str) -> Recipe:
     if isinstance(data, Mapping) and isinstance(data.get("sources"), str):
         values = {**values, "data": {**data, "sources": [data["sources"]]}}
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = []
-        keys = list(dotted_keys())
-        sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
-        known = [*sorted(sections), *keys]
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                problems.append(f"{key} is not a setting{nearest(key, known)}")
-            else:
-                problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}")
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+        raise ConfigError(f"{where}: {_problems(error)}") from None
+    _check_line(recipe, where)
+    return recipe
+
+
+def _problems(error: ValidationError, prefix: str = "", below: str = "") -> str:
+    """Say what is wrong with values, by their dotted names.
+
+    Args:
+        error: what pydantic found.
+        prefix: before each name.
+        below: the section whose names are meant; "": the whole recipe's.
+    """
+    keys = [key.removeprefix(below) for key in dotted_keys() if key.startswith(below)]
+    sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    known = [*sorted(sections), *keys]
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{prefix}{key} is not a setting{nearest(key, known)}")
+        else:
+            problems.append(f"{prefix}{key} = {item['input']!r}: {item['msg'].lower()}")
+    return "; ".join(problems)
+
+
+def _check_line(recipe: Recipe, where: str) -> None:
+    """Refuse stages that cannot be made one after the other."""
+    made = {name for name, kind in recipe.line.items() if kind == "pretrain"} | {"pretrain"}
+    sampled: set[str] = set()
+    for name, stage in recipe.stages.items():
+        told = f"{where}: stages.{name}"
+        if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ConfigError(f"{told}: a stage's name is of a-z, 0-9 and _, and none of {', '.join(RESERVED)}")
+        if stage.kind is None and name not in KINDS:
+            raise ConfigError(f"{told} has no kind; have {', '.join(KINDS)}")
+        if name in KINDS and stage.kind not in (None, name):
+            raise ConfigError(f"{told}: its kind is {stage.kind}, so it cannot be called {name}")
+        if stage.after is not None and stage.after not in made:
+            raise ConfigError(
+                f"{told}.after = {stage.after!r}: no model is made there before{nearest(stage.after, made)}; "
+                f"have {', '.join(sorted(made))}"
+            )
+        kind = stage.kind or name
+        try:
+            settings = recipe.settings_of(name, Settings)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_problems(error, f'stages.{name}.', f'{kind}.')}") from None
+        traces = getattr(settings, "traces", None)
+        if traces is not None and not traces.endswith(".jsonl") and traces not in sampled:
+            have = f"; have {', '.join(sorted(sampled))}" if sampled else ""
+            raise ConfigError(f"{told}.traces = {traces!r}: neither a .jsonl file nor an earlier stage of traces{have}")
+        if kind == "traces":
+            sampled.add(name)
+        else:
+            made.add(name)
+
+
+def _until(line: Mapping[str, str], name: str) -> Iterator[tuple[str, str]]:
+    """Yield the stages before one."""
+    for item in line.items():
+        if item[0] == name:
+            return
+        yield item

@@ -32,9 +32,14 @@ from leanseek.log import RunLog, say
 from leanseek.model.config import load_preset
 from leanseek.model.count import parameters, training_flops_per_token
 from leanseek.model.transformer import Transformer
+from leanseek.rl.collect import collect
+from leanseek.rl.distillation import distill
 from leanseek.rl.grpo import grpo
+from leanseek.rl.language import scripts_of
+from leanseek.rl.rubric import check_rubric
 from leanseek.run import STAGES, Run, stages_of
-from leanseek.settings import Recipe
+from leanseek.settings import DistillSettings, GrpoSettings, Recipe, SftSettings
+from leanseek.settings import Settings as SettingsGroup
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.pretrain import pretrain
 from leanseek.train.sft import sft
@@ -51,14 +56,16 @@ def make(run: Run, until: str = "eval") -> None:
 
     Args:
         run: its folder is written; no other process may work on it.
-        until: "tokenizer", "pretrain", "sft", "grpo" or "eval".
+        until: one of the recipe's stages.
     Raises:
         RunError: no such stage, or the folder is in use or in a state that a stage cannot go on from.
         KeyboardInterrupt: Ctrl-C; what was done is saved.
     """
-    if until not in STAGES:
-        raise RunError(f"stage {until!r} is not known{nearest(until, STAGES)}; have {', '.join(STAGES)}")
     planned = stages_of(run.recipe)
+    if until not in STAGES and until not in planned:
+        raise RunError(f"stage {until!r} is not known{nearest(until, planned)}; have {', '.join(planned)}")
+    if until not in planned and run.recipe.grpo.start is None:
+        raise RunError(f"{run.folder} is made in stages of its own: give one of {', '.join(planned)}, or leanseek make")
     if until not in planned:
         raise RunError(
             f"{run.folder} starts from the model {run.recipe.grpo.start}: it has no stage {until!r}, only "
@@ -91,9 +98,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         ConfigError: the model or an environment is not known, or they do not fit together.
     """
     config = load_preset(recipe.model)
-    for name in recipe.environments:
-        load_environment(name)
-    _check_vocabulary(recipe)
+    _check(recipe)
     with torch.device("meta"):
         model = empty_model(config, dtype=recipe.dtype)
     bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -126,9 +131,23 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "grpo_samples_per_step": grpo_samples,
         "environments": list(recipe.environments),
     }
-    skipped = tuple(f"{name}_" for name in STAGES if name not in stages_of(recipe))
+    skipped = tuple(f"{kind}_" for kind in STAGES if kind not in recipe.line)
     plan = {key: value for key, value in plan.items() if not key.startswith(skipped)}
+    if recipe.stages:
+        plan["stages"] = [_in_words(recipe, name) for name in recipe.line]
     return plan if recipe.grpo.start is None else plan | {"start": recipe.grpo.start}
+
+
+def _in_words(recipe: Recipe, name: str) -> str:
+    """Say what a stage is, and where it starts."""
+    kind, before = recipe.line[name], recipe.before(name)
+    if kind in ("tokenizer", "pretrain", "eval"):
+        return name
+    steps = getattr(recipe.settings_of(name, SettingsGroup), "steps", None)
+    facts = [kind] if kind != name else []
+    facts += [f"{steps} steps"] if steps is not None else []
+    facts += [f"{'by' if kind == 'traces' else 'from'} {before}"] if before is not None else []
+    return f"{name} ({', '.join(facts)})" if facts else name
 
 
 class _Line:
@@ -136,7 +155,7 @@ class _Line:
 
     def __init__(self, run: Run) -> None:
         recipe = run.recipe
-        _check_vocabulary(recipe)
+        _check(recipe)
         if recipe.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device = 'cuda', but torch finds no CUDA device here; use --device cpu, or --dry-run")
         self.workers = share_out(recipe.threads, recipe.device)
@@ -154,11 +173,13 @@ class _Line:
 
     def make(self, name: str) -> None:
         """Make one stage, charge it, and write its figures down."""
-        makers: dict[str, Callable[[Charge], dict[str, Any]]] = {
+        makers: dict[str, Callable[[str, Charge], dict[str, Any]]] = {
             "tokenizer": self._tokenizer,
             "pretrain": self._pretrain,
             "sft": self._sft,
             "grpo": self._grpo,
+            "traces": self._traces,
+            "distill": self._distill,
             "eval": self._eval,
         }
         say(f"{name}: {'going on' if self.run.stage_begun(name) else 'starting'}")
@@ -166,14 +187,14 @@ class _Line:
         if self.recipe.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with self.ledger.charge(name) as charge:
-            figures = makers[name](charge)
+            figures = makers[self.recipe.line[name]](name, charge)
             if self.recipe.device == "cuda":
                 charge.device_peak_memory_bytes = torch.cuda.max_memory_allocated()
         self.run.finish(name, {**self.ledger.totals()[name], **figures})
         self._summarise()
         say(f"{name}: done in {format_seconds(time.monotonic() - start_s)}")
 
-    def _tokenizer(self, charge: Charge) -> dict[str, Any]:
+    def _tokenizer(self, name: str, charge: Charge) -> dict[str, Any]:
         vocab_size = self.recipe.tokenizer.vocab_size or load_preset(self.recipe.model).vocab_size
         tokenizer = train_tokenizer(self.recipe, vocab_size)
         tokenizer.save(self.run.tokenizer_folder)
@@ -182,16 +203,25 @@ class _Line:
         charge.tokens += corpus.facts.train_tokens + corpus.facts.validation_tokens
         return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
 
-    def _pretrain(self, charge: Charge) -> dict[str, Any]:
-        return pretrain(self._stage("pretrain", charge), TokenisedCorpus.load(self.run.corpus_folder))
+    def _pretrain(self, name: str, charge: Charge) -> dict[str, Any]:
+        return pretrain(self._stage(name, charge), TokenisedCorpus.load(self.run.corpus_folder))
 
-    def _sft(self, charge: Charge) -> dict[str, Any]:
-        return sft(self._stage("sft", charge), self.environments, self._watch(self.recipe.sft.development_problems))
+    def _sft(self, name: str, charge: Charge) -> dict[str, Any]:
+        problems = self.recipe.settings_of(name, SftSettings).development_problems
+        return sft(self._stage(name, charge), self._tasks(name), self._watch(name, problems))
 
-    def _grpo(self, charge: Charge) -> dict[str, Any]:
-        return grpo(self._stage("grpo", charge), self.environments, self._watch(self.recipe.grpo.development_problems))
+    def _grpo(self, name: str, charge: Charge) -> dict[str, Any]:
+        problems = self.recipe.settings_of(name, GrpoSettings).development_problems
+        return grpo(self._stage(name, charge), self._tasks(name), self._watch(name, problems))
 
-    def _eval(self, charge: Charge) -> dict[str, Any]:
+    def _traces(self, name: str, charge: Charge) -> dict[str, Any]:
+        return collect(self._stage(name, charge), self._tasks(name))
+
+    def _distill(self, name: str, charge: Charge) -> dict[str, Any]:
+        problems = self.recipe.settings_of(name, DistillSettings).development_problems
+        return distill(self._stage(name, charge), self._tasks(name), self._watch(name, problems))
+
+    def _eval(self, name: str, charge: Charge) -> dict[str, Any]:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
         write_atomic(self.run.samples_path, "".join(lines))
@@ -208,21 +238,26 @@ class _Line:
     def _load_tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)
 
-    def _watch(self, problems: int) -> Callable[[Transformer], dict[str, float]]:
-        recipe, tokenizer = self.recipe, self._load_tokenizer()
+    def _tasks(self, name: str) -> list[Environment]:
+        return [load_environment(task) for task in self.recipe.environments_of(name)]
+
+    def _watch(self, name: str, problems: int) -> Callable[[Transformer], dict[str, float]]:
+        recipe, tokenizer, tasks = self.recipe, self._load_tokenizer(), self._tasks(name)
+        own = recipe.settings_of(name, SettingsGroup)
+        limit = getattr(own, "max_new_tokens", recipe.grpo.max_new_tokens)
 
         def accuracy(model: Transformer) -> dict[str, float]:
-            limit = recipe.grpo.max_new_tokens
             return development_accuracy(
                 model,
                 tokenizer,
-                self.environments,
+                tasks,
                 problems=problems,
                 levels=recipe.levels,
                 seed=recipe.seed,
                 max_new_tokens=limit,
                 context_tokens=limit + recipe.data.sequence_tokens,
                 workers=self.workers,
+                effort=recipe.efforts[-1] if recipe.efforts else None,
             )
 
         return accuracy
@@ -270,6 +305,20 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what does not fit together, before anything is made."""
+    tasks = dict.fromkeys([*recipe.environments, *(t for name in recipe.line for t in recipe.environments_of(name))])
+    for task in tasks:
+        load_environment(task)
+    for name, kind in recipe.line.items():
+        if kind == "grpo":
+            settings = recipe.settings_of(name, GrpoSettings)
+            check_rubric(settings.rubric)
+            if settings.language is not None:
+                scripts_of(settings.language)
+    _check_vocabulary(recipe)
 
 
 def _check_vocabulary(recipe: Recipe) -> None:

@@ -46,6 +46,12 @@ VARIABLES = (
         "none: code that a model writes runs as yourself, with bounds on time and memory only",
     ),
     Variable(
+        "LEANSEEK_TEACHER_KEY",
+        "text",
+        "none is sent",
+        "key of the server that `leanseek distill --teacher URL` learns from; it is never written down",
+    ),
+    Variable(
         "LEANSEEK_THREADS",
         "a whole number from 1",
         "what the recipe says",
@@ -104,6 +110,11 @@ def sandbox(environment: Mapping[str, str] | None = None) -> str:
     if text not in ("bubblewrap", "none"):
         raise ConfigError(f"LEANSEEK_SANDBOX = {text!r}: bubblewrap or none is needed")
     return text
+
+
+def teacher_key(environment: Mapping[str, str] | None = None) -> str:
+    """Return LEANSEEK_TEACHER_KEY, or "" where it is not set."""
+    return _read("LEANSEEK_TEACHER_KEY", environment) or ""
 
 
 def traceback(environment: Mapping[str, str] | None = None) -> bool:

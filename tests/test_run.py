@@ -220,3 +220,16 @@ def test_a_model_argument_means_a_folder_of_weights(tmp_path, monkeypatch):
 
 def test_stages_are_in_the_order_in_which_they_are_made():
     assert STAGES == ("tokenizer", "pretrain", "sft", "grpo", "eval")
+
+
+def test_a_stage_of_ones_own_can_change_until_it_has_begun(tmp_path):
+    text = '[stages.first]\nkind = "sft"\nsteps = 3\n[stages.then]\nkind = "grpo"\n'
+    (tmp_path / "staged.toml").write_text(text)
+    run = Run.create(tmp_path / "run", load_recipe(tmp_path / "staged.toml"))
+    run.update("first", {"steps": 3})
+    other = {"stages.then.steps": "7", "stages.last.kind": "grpo", "stages.first.checkpoint_every": "2"}
+    run.change(load_recipe(tmp_path / "staged.toml", other))
+    assert list(Run.open(run.folder).recipe.line)[2:] == ["first", "then", "last", "eval"]
+    for fixed in ({"stages.first.steps": "4"}, {"sft.mtp_weight": "0.1"}, {"seed": "3"}):
+        with pytest.raises(RunError, match=f"was begun with {next(iter(fixed))}"):
+            run.change(load_recipe(tmp_path / "staged.toml", other | fixed))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from leanseek.errors import ConfigError
-from leanseek.settings import Recipe, dotted_keys, load_recipe, parse_recipe, recipe_names
+from leanseek.run import to_toml
+from leanseek.settings import STAGES, Recipe, SftSettings, dotted_keys, load_recipe, parse_recipe, recipe_names
 
 
 def recipe(folder: Path, name: str, text: str) -> Path:
@@ -120,3 +122,73 @@ def test_values_at_hand_are_checked_and_left_alone():
     assert values == {"data": {"sources": "texts"}}
     with pytest.raises(ConfigError, match="here: dta is not a setting; did you mean data"):
         parse_recipe({"dta": {}}, "here")
+
+
+STAGED = """
+environments = ["running_total", "largest"]
+[sft]
+steps = 5
+[stages.first]
+kind = "sft"
+steps = 9
+optimiser = { lr = 0.5 }
+[stages.sharpen]
+kind = "grpo"
+environments = ["largest"]
+[stages.kept]
+kind = "traces"
+[stages.second]
+kind = "sft"
+after = "pretrain"
+traces = "kept"
+[stages.grpo]
+"""
+
+
+def staged(tmp_path, text=STAGED, **overrides):
+    (tmp_path / "staged.toml").write_text(text)
+    return load_recipe(tmp_path / "staged.toml", {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def test_a_recipe_lists_its_own_stages(tmp_path):
+    recipe = staged(tmp_path, stages__first__warmup_fraction="0.5", sft__mtp_weight="0.0")
+    kinds = ("tokenizer", "pretrain", "sft", "grpo", "traces", "sft", "grpo", "eval")
+    assert tuple(recipe.line.values()) == kinds
+    assert list(recipe.line)[2:-1] == ["first", "sharpen", "kept", "second", "grpo"]
+    assert [recipe.before(name) for name in recipe.line] == [
+        *(None, None, "pretrain", "first", "sharpen", "pretrain", "second", "grpo")
+    ]
+    first, second = (recipe.settings_of(name, SftSettings) for name in ("first", "second"))
+    assert (first.steps, first.warmup_fraction, first.optimiser.lr, first.optimiser.adamw_lr) == (9, 0.5, 0.5, 3e-3)
+    assert (second.steps, second.traces, second.mtp_weight) == (5, "kept", 0.0) and first.mtp_weight == 0.0
+    assert recipe.environments_of("sharpen") == ("largest",) and len(recipe.environments_of("first")) == 2
+    assert parse_recipe(tomllib.loads(to_toml(recipe)), "again") == recipe
+
+
+def test_the_usual_line_is_what_it_was():
+    recipe = Recipe()
+    assert tuple(recipe.line) == STAGES and recipe.before("sft") == "pretrain" and recipe.before("grpo") == "sft"
+    started = Recipe.model_validate({"grpo": {"start": "x"}})
+    assert tuple(started.line) == ("grpo", "eval") and started.before("grpo") is None
+    cold = Recipe.model_validate({"grpo": {"start": "x", "cold_start": True}})
+    assert tuple(cold.line) == ("sft", "grpo", "eval") and cold.before("grpo") == "sft"
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"stages__kept__kind": "trace"}, r"stages\.kept\.kind = 'trace'"),
+        ({"stages__first__stepz": "4"}, r"stages\.first\.stepz is not a setting; did you mean steps"),
+        ({"stages__first__steps": "0"}, r"stages\.first\.steps = 0: .*greater than or equal to 1"),
+        ({"stages__second__after": "shrpen"}, r"stages\.second\.after = 'shrpen'.*did you mean sharpen"),
+        ({"stages__first__after": "second"}, "no model is made there before"),
+        ({"stages__first__traces": "kept"}, r"neither a \.jsonl file nor an earlier stage"),
+        ({"stages__other__steps": "4"}, "stages.other has no kind; have sft, grpo, traces, distill"),
+        ({"stages__grpo__kind": "sft"}, "its kind is sft, so it cannot be called grpo"),
+        ({"stages__Eval__kind": "sft"}, "a stage's name is of a-z, 0-9 and _"),
+        ({"stages__eval__kind": "sft"}, "and none of accuracy"),
+    ],
+)
+def test_stages_that_cannot_be_made_are_told(tmp_path, changed, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        staged(tmp_path, **changed)

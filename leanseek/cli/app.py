@@ -24,6 +24,7 @@ COMMANDS = {
     "pretrain": ("leanseek.cli.stage:pretrain", "The line up to the base model."),
     "sft": ("leanseek.cli.stage:sft", "The line up to fine-tuning on worked solutions."),
     "grpo": ("leanseek.cli.stage:grpo", "The line up to reinforcement learning."),
+    "distill": ("leanseek.cli.distill:distill", "Teach a student what a teacher knows: a model, or a server."),
     "eval": ("leanseek.cli.eval:eval_", "Measure a model on held-out problems."),
     "report": ("leanseek.cli.report:report", "Write a run's page anew."),
     "serve": ("leanseek.cli.serve:serve", "Serve a model over HTTP to any client, with a chat page."),
@@ -38,7 +39,7 @@ COMMANDS = {
     "recipes": ("leanseek.cli.listing:recipes", "List the recipes and all settings."),
 }
 # Those that take any setting of a recipe as an option.
-WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo")
+WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo", "distill")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 

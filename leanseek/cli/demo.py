@@ -18,11 +18,12 @@ from rich.text import Text
 
 from leanseek import variables
 from leanseek.cli.chat import printable
+from leanseek.cost.card import compared
 from leanseek.envs.environment import Problem, load_environment
 from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
 from leanseek.messages import Message
-from leanseek.run import STAGES, Run, model_folder
+from leanseek.run import Run, model_folder
 from leanseek.units import (
     format_bytes,
     format_count,
@@ -136,9 +137,10 @@ def _tell_results(console: Console, run: Run) -> None:
         return
     console.print()
     console.rule("right answers to all held-out questions")
-    table = Table("", "before SFT", "after SFT", "after GRPO", "questions")
+    models = compared(run.recipe.model_dump(mode="json"))
+    table = Table("", *models.values(), "questions")
     for name, figures in accuracy.items():
-        shares = [figures.get(stage) for stage in ("base", "sft", "grpo")]
+        shares = [figures.get(stage) for stage in models]
         table.add_row(
             escape(name),
             *("-" if share is None else format_percent(share) for share in shares),
@@ -152,7 +154,7 @@ def _tell_cost(console: Console, run: Run) -> None:
     console.print()
     console.rule("what the run cost")
     table = Table("stage", "time", "tokens", "operations", "energy", "money", "memory")
-    for stage in (*STAGES, "totals"):
+    for stage in (*run.recipe.line, "totals"):
         if stage not in summary:
             continue
         if stage == "totals":
@@ -168,7 +170,9 @@ def _tell_cost(console: Console, run: Run) -> None:
             _figure(figures, "peak_memory_bytes", format_bytes),
         )
     console.print(table)
-    meters = dict.fromkeys(str(summary[s]["meter"]) for s in (*STAGES, "totals") if summary.get(s, {}).get("meter"))
+    meters = dict.fromkeys(
+        str(summary[s]["meter"]) for s in (*run.recipe.line, "totals") if summary.get(s, {}).get("meter")
+    )
     if meters:
         console.print(Text(f"energy meter: {', '.join(meters)}"))
 

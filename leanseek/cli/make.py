@@ -122,7 +122,8 @@ def summary_lines(run: Run) -> list[str]:
     costs = [show(totals[key]) for key, show in formats.items() if totals.get(key) is not None]
     lines = [f"{run.folder}: {', '.join(costs)}" if costs else str(run.folder)]
     for name, figures in summary.get("accuracy", {}).items():
-        shares = [f"{stage} {format_percent(figures[stage])}" for stage in ("base", "sft", "grpo") if stage in figures]
+        models = ["base", *run.recipe.line]
+        shares = [f"{name} {format_percent(figures[name])}" for name in models if figures.get(name) is not None]
         lines.append(f"  {name}: {', '.join(shares)} of {figures.get('n', '?')} held-out problems")
     lines += [f"  {path}" for path in (run.report_path, run.card_path) if path.is_file()]
     if run.latest() is not None:

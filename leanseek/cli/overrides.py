@@ -7,13 +7,13 @@ from typing import Any
 
 from leanseek import variables
 from leanseek.errors import UsageError, nearest
-from leanseek.settings import Recipe, dotted_keys
+from leanseek.settings import OPEN, Recipe, dotted_keys
 
 # What the commands that take settings have of their own. The first ones take a value.
-VALUED = ("--run", "--env")
+VALUED = ("--run", "--env", "--teacher", "--method")
 FLAGS = ("--fresh", "--resume", "--dry-run", "--json", "--help", "-h", "--version")
 # Settings that are lists: given as a,b or several times.
-LISTS = ("environments", "data.sources", "grpo.lora_targets")
+LISTS = ("environments", "efforts", "data.sources", "grpo.lora_targets", "distill.teachers")
 
 
 def split_settings(tokens: Sequence[str], section: str | None) -> tuple[list[str], dict[str, Any]]:
@@ -54,7 +54,7 @@ def _key(option: str, section: str | None) -> str:
     if section is not None and key.startswith("train."):
         key = f"{section}.{key.removeprefix('train.')}"
     known = [*dotted_keys()]
-    if key not in known and not key.startswith("levels."):
+    if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN)):
         options = [name.removeprefix("--") for name in (*VALUED, *FLAGS) if name.startswith("--")]
         near = nearest(key, [*options, *known]).replace("did you mean ", "did you mean --")
         raise UsageError(

@@ -26,6 +26,8 @@ STAGE_TITLES = {
 }
 # Models that are compared, in the order in which they are made.
 COMPARED = {"base": "pretrained", "sft": "after SFT", "grpo": "after GRPO"}
+# What a stage of a recipe's own line does, by its kind.
+KIND_TITLES = {"sft": "SFT", "grpo": "GRPO", "traces": "replies drawn and kept", "distill": "distillation"}
 NOTHING = "-"
 
 FRONT_MATTER = """---
@@ -42,6 +44,40 @@ tags:
 OWN_TAGS = "- deepseek_v3\n- mixture-of-experts\n- trained-from-scratch\n"
 
 
+def stage_titles(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the stages that a recipe's run is made of, in order, with what to call them.
+
+    Args:
+        recipe: the resolved settings, `recipe.model_dump()`.
+    """
+    own = recipe.get("stages") or {}
+    if not own:
+        return STAGE_TITLES
+    titles = {name: STAGE_TITLES[name] for name in ("tokenizer", "pretrain")}
+    for name, stage in own.items():
+        kind = stage.get("kind") or name
+        titles[name] = STAGE_TITLES[kind] if name in STAGE_TITLES else f"{spoken(name)} ({KIND_TITLES[kind]})"
+    return titles | {"eval": STAGE_TITLES["eval"]}
+
+
+def compared(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the models of a run that are compared, by the names of their figures, in the order they are made.
+
+    Args:
+        recipe: as of `stage_titles`.
+    """
+    own = {name: stage.get("kind") or name for name, stage in (recipe.get("stages") or {}).items()}
+    if not own:
+        return COMPARED
+    models = {name: COMPARED.get(name, f"after {name.replace('_', ' ')}") for name, k in own.items() if k != "traces"}
+    return {"base": COMPARED["base"], **models}
+
+
+def spoken(name: str) -> str:
+    """Return a stage's name as a title begins."""
+    return name.replace("_", " ").capitalize()
+
+
 def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """Write the MODEL_CARD.md of a run, finished or not: what is not known yet is left out.
 
@@ -54,9 +90,9 @@ def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     sections = (
         f"# {_text(recipe.get('name') or 'leanseek model')}",
         _what_it_is(summary),
-        _what_it_can(summary),
+        _what_it_can(summary, compared(recipe)),
         _how_it_was_made(summary, recipe),
-        _data(recipe),
+        _data(summary, recipe),
         _cost(summary, recipe),
         _limits(summary),
         USE,
@@ -94,12 +130,12 @@ def _what_it_is(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _what_it_can(summary: Mapping[str, Any]) -> str:
+def _what_it_can(summary: Mapping[str, Any], models: Mapping[str, str]) -> str:
     accuracy: Mapping[str, Any] = summary.get("accuracy") or {}
     if not accuracy:
         return "## What it can\n\nIt has not been evaluated yet."
-    stages = [stage for stage in COMPARED if any(stage in values for values in accuracy.values())]
-    rows = [["task", *(COMPARED[stage] for stage in stages), "problems"]]
+    stages = [stage for stage in models if any(stage in values for values in accuracy.values())]
+    rows = [["task", *(models[stage] for stage in stages), "problems"]]
     for environment, values in accuracy.items():
         intervals = values.get("interval") or {}
         cells = [share_with_interval(values.get(stage), intervals.get(stage)) for stage in stages]
@@ -119,7 +155,7 @@ def _what_it_can(summary: Mapping[str, Any]) -> str:
         if sound is not None:
             shown.append(f"thinking that is right line by line in {format_percent(sound)} of the right answers")
         if shown:
-            further.append(f"- {_text(environment)}, {COMPARED[last]}: {', '.join(shown)}")
+            further.append(f"- {_text(environment)}, {models[last]}: {', '.join(shown)}")
     if further:
         parts.append("\n".join(further))
     figures = _figures(summary)
@@ -141,8 +177,10 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
 
 def _how_it_was_made(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     lines = []
-    for stage, title in STAGE_TITLES.items():
-        done, settings = summary.get(stage, {}), recipe.get(stage) or {}
+    own = recipe.get("stages") or {}
+    for stage, title in stage_titles(recipe).items():
+        kind = (own.get(stage) or {}).get("kind") or stage
+        done, settings = summary.get(stage, {}), {**(recipe.get(kind) or {}), **(own.get(stage) or {})}
         facts = []
         if done.get("steps"):
             facts.append(f"{done['steps']:,} steps")
@@ -154,7 +192,9 @@ def _how_it_was_made(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> s
         vocabulary = done.get("vocab_size") or settings.get("vocab_size")
         if stage == "tokenizer":
             facts.append("byte-level BPE" + (f" of {vocabulary:,} tokens" if vocabulary else ""))
-        if stage == "grpo" and settings:
+        if done.get("kept"):
+            facts.append(f"{done['kept']:,} replies kept of {done['replies']:,} to {done['problems']:,} problems")
+        if kind == "grpo" and settings:
             facts.append(f"{settings.get('prompts_per_step')} problems x {settings.get('samples_per_prompt')} samples")
         if stage in summary or settings:
             state = "" if done.get("done") else " (not finished)"
@@ -165,7 +205,7 @@ def _how_it_was_made(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> s
     return "## How it was made\n\n" + "\n".join(lines) + (f"\n\n{seed.strip()}" if seed else "")
 
 
-def _data(recipe: Mapping[str, Any]) -> str:
+def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     sources = (recipe.get("data") or {}).get("sources") or ()
     environments = ", ".join(_text(name) for name in recipe.get("environments") or ())
     if sources:
@@ -175,16 +215,31 @@ def _data(recipe: Mapping[str, Any]) -> str:
             "Pretraining text: generated by leanseek's own seeded code; nothing was downloaded, nothing is personal."
         )
     tasks = f" SFT and GRPO use generated problems of {environments}." if environments else ""
-    return f"## Data\n\n{corpus}{tasks}"
+    taught = [line for stage in summary.values() if isinstance(stage, Mapping) for line in _taught(stage)]
+    return "\n\n".join([f"## Data\n\n{corpus}{tasks}", *taught])
+
+
+def _taught(stage: Mapping[str, Any]) -> list[str]:
+    """Say of each sitting with a teacher that is a server who it was, when, and under which terms."""
+    lines = []
+    for one in stage.get("provenance") or ():
+        if one.get("teacher") == "server":
+            lines.append(
+                f"Replies of {_text(one.get('model'))} at {_text(one.get('url'))} were learnt from, drawn on "
+                f"{_text(one.get('date'))} at temperature {one.get('temperature')}, at most "
+                f"{one.get('max_new_tokens')} tokens each. Licence: {_text(one.get('licence'))}."
+            )
+    return lines
 
 
 def _cost(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     totals = summary.get("totals") or {}
-    staged = {stage: summary[stage] for stage in STAGE_TITLES if summary.get(stage, {}).get("seconds") is not None}
+    titles = stage_titles(recipe)
+    staged = {stage: summary[stage] for stage in titles if summary.get(stage, {}).get("seconds") is not None}
     if not totals and not staged:
         return ""
     rows = [["stage", "time", "tokens", "compute", "energy", "money", "peak memory"]]
-    rows += [[STAGE_TITLES[stage], *_cost_cells(values)] for stage, values in staged.items()]
+    rows += [[titles[stage], *_cost_cells(values)] for stage, values in staged.items()]
     if totals:
         rows.append(["**all**", *_cost_cells(totals)])
     parts = ["## What it cost", _table(rows)]

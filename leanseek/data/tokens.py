@@ -15,17 +15,24 @@ from torch import Tensor
 
 from leanseek.data.corpus import documents
 from leanseek.data.sources import read_documents
+from leanseek.data.traces import traces
 from leanseek.envs.environment import load_environment
 from leanseek.errors import DataError
 from leanseek.files import new_folder, write_json
 from leanseek.log import progress
 from leanseek.settings import Recipe
+from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 
 # Tokens of one window with a target and MTP's second one.
 SMALLEST_VALIDATION = 3
 # Documents that are encoded in one call.
 ENCODED_AT_ONCE = 2_000
+
+# Conversations of the corpus are drawn with seeds from here on, above those of SFT's worked solutions; and the chance,
+# after each line, that one stops thinking: text from the web knows how a reply looks better than how to think.
+DIALOGUE_SEED = 100_000
+HASTY = 0.7
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
                 validation_bytes += len(text.encode()) if held_out else 0
                 count += 1
             bar.advance(len(texts))
+    parts[False].extend(torch.tensor(ids, dtype=torch.int32) for ids in _dialogues(recipe, tokenizer))
     if sum(map(len, parts[True])) < SMALLEST_VALIDATION:
         raise DataError(
             f"{count} documents are too few to keep one in {every} for validation (data.validation_fraction = "
@@ -128,6 +136,16 @@ def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
         )
     train, validation = torch.cat(parts[False]), torch.cat(parts[True])
     return TokenisedCorpus(train, validation, CorpusFacts(count, len(train), len(validation), validation_bytes))
+
+
+def _dialogues(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the conversations of a corpus that has some, as token ids: what RL without an SFT before it starts from."""
+    tasks = [load_environment(name) for name in recipe.environments]
+    count = round(recipe.data.dialogues * recipe.data.documents / len(tasks))
+    if count and not recipe.data.sources:
+        chat, seed = ChatFormat(tokenizer), DIALOGUE_SEED + recipe.seed
+        for ids, _ in traces(chat, tasks, count, levels=recipe.levels, seed=seed, hasty=HASTY):
+            yield ids
 
 
 def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -11,6 +11,7 @@ from leanseek.data.batches import Batch, packed_examples
 from leanseek.envs.environment import Environment, Problem, demonstrate
 from leanseek.messages import Message
 from leanseek.tokens.chat import ChatFormat
+from leanseek.tokens.effort import effort_of, with_effort
 
 # SFT, RL and the corpus draw from the training split with seeds of their own.
 TRACE_SEED = 500_000
@@ -26,6 +27,7 @@ def traces(
     levels: Mapping[str, Sequence[int]],
     seed: int,
     hasty: float,
+    efforts: Sequence[str] = (),
 ) -> list[Example]:
     """Return `count` conversations per environment, environments in turn.
 
@@ -37,6 +39,7 @@ def traces(
         seed: the same seed gives the same traces.
         hasty: chance, after each line of thinking but the last, that it breaks off and the answer is given
             at once. Such a trace teaches to guess; RL finds out by itself that thinking to the end pays.
+        efforts: of which each prompt asks for one; empty: none is asked for.
     """
     rng = random.Random(f"traces/{seed}")
     sources = [(e, e.problems("train", TRACE_SEED + seed, levels.get(e.name))) for e in environments]
@@ -44,17 +47,25 @@ def traces(
     for _ in range(count):
         for environment, problems in sources:
             problem = next(problems)
-            examples.append(_trace(chat, environment, problem, rng, hasty))
+            examples.append(_trace(chat, environment, problem, rng, hasty, efforts))
     return examples
 
 
-def _trace(chat: ChatFormat, environment: Environment, problem: Problem, rng: random.Random, hasty: float) -> Example:
+def _trace(
+    chat: ChatFormat,
+    environment: Environment,
+    problem: Problem,
+    rng: random.Random,
+    hasty: float,
+    efforts: Sequence[str],
+) -> Example:
     if environment.multi_turn:
         said, _ = demonstrate(environment, problem, rng)
-        return chat.dialogue(said, tools=environment.start(problem).tools)
+        return chat.dialogue(with_effort(said, effort_of(problem.key, efforts)), tools=environment.start(problem).tools)
     solution = _cut_short(environment.solution(problem, rng), rng, hasty)
     episode = environment.start(problem)
-    return chat.example([*episode.messages, solution], tools=episode.tools)
+    prompt = with_effort(episode.messages, effort_of(problem.key, efforts))
+    return chat.example([*prompt, solution], tools=episode.tools)
 
 
 def _cut_short(solution: Message, rng: random.Random, hasty: float) -> Message:
@@ -80,8 +91,12 @@ class TraceBatches:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
+        return packed_examples(self.chosen(step))
+
+    def chosen(self, step: int) -> list[Example]:
+        """Return the conversations of a step."""
         epoch, index = divmod(step, self.batches_per_pass)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.examples), generator=generator)
         chosen = order[index * self.rows : (index + 1) * self.rows].tolist()
-        return packed_examples([self.examples[i] for i in chosen])
+        return [self.examples[i] for i in chosen]

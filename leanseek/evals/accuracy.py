@@ -29,6 +29,7 @@ class Accuracy:
             cannot tell.
         formed: share of greedy replies that end their thinking and give an answer.
         levels: level -> `greedy` of that level alone.
+        length: mean tokens of the greedy replies.
         attempts: the greedy replies, in the order of the problems, to show some.
     """
 
@@ -38,6 +39,7 @@ class Accuracy:
     sound: Proportion
     formed: Proportion
     levels: Mapping[int, Proportion]
+    length: float
     attempts: tuple[Attempt, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class Accuracy:
             "pass_at_k_interval": {str(k): list(one.interval) for k, one in self.pass_at_k.items()},
             "sound": self.sound.share,
             "formed": self.formed.share,
+            "length": self.length,
             "levels": {str(level): one.share for level, one in self.levels.items()},
         }
 
@@ -66,6 +69,7 @@ def evaluate(
     levels: Sequence[int] | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    effort: str | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Accuracy:
     """Measure a model on held-out problems; the same seed gives every model the same ones.
@@ -80,6 +84,7 @@ def evaluate(
         levels: difficulties, in equal parts; None: all.
         max_new_tokens: longest reply.
         temperature: of the sampled replies.
+        effort: that the prompts ask for.
         on_progress: called with the number of replies done, of problems x (1 + samples).
     Raises:
         TaskError: a level that the task does not have.
@@ -87,13 +92,15 @@ def evaluate(
     """
     chosen = distinct_problems(environment, problems, seed, levels, split)
     known = {environment.name: environment}
+    efforts = () if effort is None else (effort,)
     params = SamplingParams(max_tokens=max_new_tokens, temperature=0.0)
-    greedy = attempt(engine, chosen, params, environments=known, on_progress=on_progress)
+    greedy = attempt(engine, chosen, params, environments=known, on_progress=on_progress, efforts=efforts)
     right_of = [0] * len(chosen)
     if samples:
         params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, n=samples, seed=seed)
         shifted = None if on_progress is None else lambda done: on_progress(len(chosen) + done)
-        for i, one in enumerate(attempt(engine, chosen, params, environments=known, on_progress=shifted)):
+        drawn = attempt(engine, chosen, params, environments=known, on_progress=shifted, efforts=efforts)
+        for i, one in enumerate(drawn):
             right_of[i // samples] += one.correct
     right = [one for one in greedy if one.correct]
     judged = [sound for one in right if (sound := is_sound(environment, one)) is not None]
@@ -107,6 +114,7 @@ def evaluate(
         Proportion.of(sum(judged), len(judged)),
         Proportion.of(sum(one.formed for one in greedy), len(greedy)),
         {level: Proportion.of(sum(flags), len(flags)) for level, flags in sorted(by_level.items())},
+        sum(len(one.output.token_ids) for one in greedy) / max(len(greedy), 1),
         tuple(greedy),
     )
 

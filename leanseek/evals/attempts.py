@@ -17,6 +17,7 @@ from leanseek.envs.environment import Environment, Episode, Problem
 from leanseek.errors import EngineError, TaskError
 from leanseek.messages import Message
 from leanseek.tokens.chat import ChatFormat
+from leanseek.tokens.effort import effort_of, with_effort
 
 # Seeds of a conversation's later replies lie so far apart that none has the luck of another's.
 TURN_SEED = 1 << 47
@@ -41,6 +42,7 @@ class Attempt:
             their log-probabilities are 0. None: all were drawn.
         messages: of a conversation, what was said after the prompt: replies and what they were answered.
         turns: of a conversation, for each reply the tokens read before it and those drawn.
+        effort: that the prompt asked for, or None.
     """
 
     problem: Problem
@@ -54,6 +56,7 @@ class Attempt:
     sampled: Sequence[bool] | None = None
     messages: tuple[Message, ...] = ()
     turns: tuple[tuple[int, int], ...] = ()
+    effort: str | None = None
 
 
 def attempt(
@@ -63,6 +66,7 @@ def attempt(
     *,
     environments: Mapping[str, Environment],
     on_progress: Callable[[int], None] | None = None,
+    efforts: Sequence[str] = (),
 ) -> list[Attempt]:
     """Let the engine answer problems; return the attempts in order, each problem's `params.n` side by side.
 
@@ -76,6 +80,7 @@ def attempt(
         params: how to draw. With a seed, problem i draws with seed + i * n, so that no two share their luck.
         environments: by name, as the problems name them.
         on_progress: called with the number of attempts finished so far.
+        efforts: of which each problem's prompt asks for one; empty: none is asked for.
     Raises:
         EngineError: the engine has no tokenizer, is busy, or cannot take a prompt.
         TaskError: a problem of an environment that is not among `environments`.
@@ -87,14 +92,19 @@ def attempt(
         if name not in environments:
             raise TaskError(f"a problem is of environment {name!r}; given are {', '.join(sorted(environments))}")
     episodes = [[environments[p.environment].start(p) for _ in range(params.n)] for p in problems]
-    prompts = [chat.prompt(first.messages, tools=first.tools) for first, *_ in episodes]
+    asked = [effort_of(problem.key, efforts) for problem in problems]
+    firsts = [group[0] for group in episodes]
+    prompts = [
+        chat.prompt(with_effort(first.messages, effort), tools=first.tools)
+        for first, effort in zip(firsts, asked, strict=True)
+    ]
     each = [params] * len(problems)
     if params.seed is not None:
         each = [replace(params, seed=params.seed + i * params.n) for i in range(len(problems))]
     several = any(environments[problem.environment].multi_turn for problem in problems)
     outputs = engine.generate(prompts, each, on_progress=None if several else on_progress)
     talks = [
-        _Talk(chat, episode, prompts[i], params.max_tokens, i * params.n + j)
+        _Talk(chat, episode, prompts[i], params.max_tokens, i * params.n + j, asked[i])
         for i, group in enumerate(episodes)
         for j, episode in enumerate(group)
     ]
@@ -122,6 +132,20 @@ def is_sound(environment: Environment, one: Attempt) -> bool | None:
         return False
 
 
+def score(environment: Environment, problem: Problem, reply: Message) -> tuple[Mapping[str, float], str | None]:
+    """Return the rewards of a first reply that came from elsewhere, and the error where the environment failed on it.
+
+    Args:
+        environment: the problem's, with episodes of one turn.
+        problem: that was asked.
+        reply: of the assistant.
+    """
+    try:
+        return _checked(environment.start(problem).step(reply).rewards), None
+    except Exception as error:  # as in _Talk.hear
+        return UNSCORED, f"{type(error).__name__}: {error}"
+
+
 EMPTY = Message("assistant", "")
 UNSCORED: Mapping[str, float] = {"correct": 0.0, "format": 0.0}
 
@@ -135,6 +159,7 @@ class _Talk:
     prompt: list[int]
     most: int  # tokens after the prompt
     place: int  # among all
+    effort: str | None = None
     over: bool = False
     error: str | None = None
     reply: Message = EMPTY
@@ -184,7 +209,15 @@ class _Talk:
         """Return what has become of it."""
         correct, formed = self.rewards.get("correct", 0.0) >= 1.0, self.rewards.get("format", 0.0) >= 1.0
         made = Attempt(
-            self.episode.problem, self.prompt, self.reply, self.outputs[0], self.rewards, correct, formed, self.error
+            self.episode.problem,
+            self.prompt,
+            self.reply,
+            self.outputs[0],
+            self.rewards,
+            correct,
+            formed,
+            self.error,
+            effort=self.effort,
         )
         if len(self.outputs) == 1 and not self.full:
             return made

@@ -66,66 +66,143 @@ class Chart:
         return {"title": self.title, "scale": self.scale, "steps": steps, "series": series}
 
 
-def charts(rows: Iterable[Row]) -> list[Chart]:
-    """Return the charts that a run's metrics allow, in the order of the stages."""
+def charts(
+    rows: Iterable[Row], line: Mapping[str, str] | None = None, before: Mapping[str, str | None] | None = None
+) -> list[Chart]:
+    """Return the charts that a run's metrics allow, in the order of the stages.
+
+    Args:
+        rows: of metrics.jsonl.
+        line: stage -> kind, in order; None: the usual stages.
+        before: stage -> the stage that it starts from, whose last measurement its own curves start with.
+    """
     rows = list(rows)
-    stages = {name: [row for row in rows if row.get("stage") == name] for name in ("pretrain", "sft", "grpo")}
     tasks = _tasks(rows)
-    pretrain, sft, grpo = stages["pretrain"], stages["sft"], stages["grpo"]
-    found = (
+    before = before or {"grpo": "sft"}
+    found: list[Chart] = []
+    for name, kind in (line or {kind: kind for kind in CHARTS}).items():
+        own = [row for row in rows if row.get("stage") == name]
+        earlier = [row for row in rows if row.get("stage") == before.get(name)]
+        if kind in CHARTS:
+            found += CHARTS[kind](USUAL.get(name) or name.replace("_", " ").capitalize(), own, earlier, tasks)
+    return [chart for chart in found if any(len(curve.points) > 1 for curve in chart.curves)]
+
+
+def _of_pretraining(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
+    return [
         Chart(
-            "Pretraining: loss",
+            f"{title}: loss",
             "How surprised the model is by the next token, in nats; lower is better. Dots: text it never reads.",
             "number",
             (
-                *_smoothed(pretrain, "loss", "next token", 0),
-                *_smoothed(pretrain, "mtp_loss", "token after it (MTP)", 2, raw=False),
-                *_dots(pretrain, "validation_loss", "validation", 1),
+                *_smoothed(rows, "loss", "next token", 0),
+                *_smoothed(rows, "mtp_loss", "token after it (MTP)", 2, raw=False),
+                *_dots(rows, "validation_loss", "validation", 1),
             ),
         ),
+        _balance(title, rows),
+    ]
+
+
+def _of_sft(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
+    return [
         Chart(
-            "Cold start (SFT): problems it was not trained on",
+            f"{title}: problems it was not trained on",
             "Share answered right, on problems kept for watching; the worked solutions teach it how to think.",
             "percent",
-            _by_task(sft, "heldout", tasks),
-        ),
+            _by_task(rows, "heldout", tasks),
+        )
+    ]
+
+
+def _of_grpo(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
+    return [
         Chart(
-            "GRPO: reward",
+            f"{title}: reward",
             "Mean reward of the replies that it samples while it practises: 1 for a right answer, 0 for a wrong one.",
             "number",
-            _smoothed(grpo, "reward", "reward", 0),
+            _smoothed(rows, "reward", "reward", 0),
         ),
         Chart(
-            "GRPO: problems it was not trained on",
-            "Share answered right, on problems kept for watching; step 0 is where the cold start ended. If it rises, "
-            "the model learns and does not memorise.",
+            f"{title}: problems it was not trained on",
+            "Share answered right, on problems kept for watching; step 0 is where the stage before it ended. If it "
+            "rises, the model learns and does not memorise.",
             "percent",
-            _by_task(grpo, "heldout", tasks, before=sft),
+            _by_task(rows, "heldout", tasks, before),
         ),
         Chart(
-            "GRPO: right answers while it practises",
+            f"{title}: right answers while it practises",
             "Share of sampled replies that are right, by task.",
             "percent",
-            tuple(
-                curve
-                for index, task in enumerate(tasks)
-                for curve in _smoothed(grpo, f"correct_{task}", task, index, raw=False)
-            ),
+            _each(rows, "correct", tasks),
         ),
         Chart(
-            "GRPO: length of a reply",
-            "Tokens of a sampled reply, thinking and answer together.",
+            f"{title}: length of a reply",
+            "Tokens of a sampled reply, thinking and answer together; by effort, where prompts ask for one.",
             "number",
-            _smoothed(grpo, "length", "tokens", 3),
+            (*_smoothed(rows, "length", "tokens", 3), *_each(rows, "length", ("low", "high", "max"))),
         ),
         Chart(
-            "GRPO: engine against trainer",
+            f"{title}: entropy",
+            "How open the next token is while it samples, in nats. At 0 it says the same each time and learns no more.",
+            "number",
+            _smoothed(rows, "entropy", "entropy", 2),
+        ),
+        Chart(
+            f"{title}: clipped tokens",
+            "Share of sampled tokens whose probability moved further than the objective lets count.",
+            "percent",
+            _smoothed(rows, "clip_fraction", "clipped", 1),
+        ),
+        _balance(title, rows),
+        Chart(
+            f"{title}: engine against trainer",
             "Largest difference between the two in a sampled token's log-probability. Far below 1: it is one model.",
             "log",
-            _smoothed([row for row in grpo if (_number(row, "logprob_gap") or 0) > 0], "logprob_gap", "gap", 4),
+            _smoothed([row for row in rows if (_number(row, "logprob_gap") or 0) > 0], "logprob_gap", "gap", 4),
         ),
+    ]
+
+
+def _of_distillation(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
+    return [
+        Chart(
+            f"{title}: distance from the teacher",
+            "Divergence of the student's next-token distribution from its teacher's, in nats; 0: they are the same.",
+            "number",
+            _smoothed(rows, "loss", "divergence", 0),
+        ),
+        Chart(
+            f"{title}: problems it was not trained on",
+            "Share answered right, on problems kept for watching; step 0 is where the stage before it ended.",
+            "percent",
+            _by_task(rows, "heldout", tasks, before),
+        ),
+    ]
+
+
+def _balance(title: str, rows: Sequence[Row]) -> Chart:
+    return Chart(
+        f"{title}: load of the busiest expert",
+        "Tokens of the expert that is used most, over an expert's mean, in the worst layer; 1: all are used alike.",
+        "number",
+        _smoothed(rows, "load_factor", "load", 5),
     )
-    return [chart for chart in found if any(len(curve.points) > 1 for curve in chart.curves)]
+
+
+def _each(rows: Sequence[Row], prefix: str, names: Sequence[str]) -> tuple[Curve, ...]:
+    """Return a smooth curve for each name that the rows have."""
+    return tuple(
+        curve
+        for index, name in enumerate(names)
+        for curve in _smoothed(rows, f"{prefix}_{name}", name, index, raw=False)
+    )
+
+
+# Titles of the usual stages.
+USUAL = {"pretrain": "Pretraining", "sft": "Cold start (SFT)", "grpo": "GRPO"}
+# Kind of stage -> what is drawn of it.
+CHARTS = {"pretrain": _of_pretraining, "sft": _of_sft, "grpo": _of_grpo, "distill": _of_distillation}
 
 
 def thin(points: Points, limit: int = POINTS) -> Points:

@@ -22,8 +22,6 @@ from leanseek.run import Run
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.trainer import Meter
 
-# Stage whose last checkpoint is measured -> the name that its figures go by.
-MODELS = {"pretrain": "base", "sft": "sft", "grpo": "grpo"}
 # Held-out problems per task whose replies are kept to be looked at.
 SHOWN = 6
 BATCH = 512
@@ -59,7 +57,8 @@ def evaluate_run(
         workers: threads that share the work.
     """
     recipe, settings = run.recipe, run.recipe.eval
-    folders = {name: run.latest(stage) for stage, name in MODELS.items()}
+    # The name that a stage's figures go by is its own, but the pretrained model is the base.
+    folders = {"base" if stage == "pretrain" else stage: run.latest(stage) for stage in recipe.line}
     found = {name: folder for name, folder in folders.items() if folder is not None}
     results: dict[str, dict[str, Accuracy]] = {e.name: {} for e in environments}
     accepted: float | None = None
@@ -79,6 +78,7 @@ def evaluate_run(
                     seed=recipe.seed,
                     levels=recipe.levels.get(environment.name),
                     max_new_tokens=settings.max_new_tokens,
+                    effort=recipe.efforts[-1] if recipe.efforts else None,
                     on_progress=lambda done, before=before: bar.advance(before + done - bar.done),  # type: ignore[misc]
                 )
                 results[environment.name][name] = result
@@ -115,6 +115,7 @@ def development_accuracy(
     max_new_tokens: int,
     context_tokens: int,
     workers: int = 1,
+    effort: str | None = None,
 ) -> dict[str, float]:
     """Return each task's greedy accuracy on the development split, as heldout_<task>.
 
@@ -124,6 +125,7 @@ def development_accuracy(
         seed: of the problems.
         context_tokens: longest prompt and reply together.
         workers: threads that share the work.
+        effort: that the prompts ask for.
     """
     engine = EnginePool(model, tokenizer, workers=workers, max_batch=problems, max_context_tokens=context_tokens)
     found = {}
@@ -137,6 +139,7 @@ def development_accuracy(
             split="development",
             levels=levels.get(environment.name),
             max_new_tokens=max_new_tokens,
+            effort=effort,
         )
         found[f"heldout_{environment.name}"] = result.greedy.share
     return found
@@ -150,7 +153,7 @@ def _figures(by_model: Mapping[str, Accuracy]) -> dict[str, Any]:
         "n": max((figures["n"] for figures in one.values()), default=0),
         **{
             key: {name: figures[key] for name, figures in one.items()}
-            for key in ("interval", "pass_at_k", "pass_at_k_interval", "sound", "formed", "levels")
+            for key in ("interval", "pass_at_k", "pass_at_k_interval", "sound", "formed", "levels", "length")
         },
     }
 

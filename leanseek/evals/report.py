@@ -13,7 +13,7 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 
 from leanseek import units
-from leanseek.cost.card import COMPARED, STAGE_TITLES
+from leanseek.cost.card import compared, stage_titles
 from leanseek.cost.energy import describe_meter
 from leanseek.cost.ledger import ALL_STAGES, Ledger
 from leanseek.envs.environment import load_environment
@@ -25,6 +25,8 @@ from leanseek.run import Run
 
 # Problems per task that are open when the page is; the rest unfold.
 OPEN_SAMPLES = 3
+# Stages that have a colour of their own.
+FIXED = ("tokenizer", "pretrain", "sft", "grpo", "eval")
 # What the energy is compared with.
 LAMP_W = 10
 
@@ -68,9 +70,12 @@ def contents(run: Run) -> dict[str, Any]:
     """Return what the page shows, as plain values: every number is already text."""
     summary = run.summary
     rows = RunLog(run.metrics_path).read()
-    drawn = charts(rows)
-    stages = [stage for stage in STAGE_TITLES if (summary.get(stage) or {}).get("done")]
-    tasks = _tasks(summary.get("accuracy") or {})
+    values = run.recipe.model_dump(mode="json")
+    titles, models = stage_titles(values), compared(values)
+    titles = {stage: title for stage, title in titles.items() if stage in run.recipe.line}
+    drawn = charts(rows, run.recipe.line, {stage: run.recipe.before(stage) for stage in run.recipe.line})
+    stages = [stage for stage in titles if (summary.get(stage) or {}).get("done")]
+    tasks = _tasks(summary.get("accuracy") or {}, models)
     costs = Ledger(run.ledger_path, run.recipe.cost.usd_per_hour, run.recipe.device).totals()
     total = costs[ALL_STAGES]
     machine = summary.get("machine") or {}
@@ -78,18 +83,19 @@ def contents(run: Run) -> dict[str, Any]:
         "name": run.recipe.name,
         "headline": _headline(tasks),
         "machine": _machine(machine),
-        "unfinished": None if len(stages) == len(STAGE_TITLES) else [STAGE_TITLES[stage] for stage in stages],
+        "unfinished": None if len(stages) == len(titles) else [titles[stage] for stage in stages],
         # An absolute path would only tell strangers where the run lay.
         "resume": f"leanseek make --run {run.folder.name if run.folder.is_absolute() else run.folder} --resume",
         "tasks": tasks,
-        "compared": {stage: title for stage, title in COMPARED.items() if any(stage in t["shown"] for t in tasks)},
+        "compared": {stage: title for stage, title in models.items() if any(stage in t["shown"] for t in tasks)},
+        "colours": {stage: _colour(stage, place) for place, stage in enumerate(models)},
         "tiles": _tiles(total, summary.get("model") or {}),
         "facts": _facts(summary, rows),
         "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
         "data": values_without_nan([chart.to_dict() for chart in drawn]),
         "films": _films(run.films_folder),
-        "samples": _samples(RunLog(run.samples_path).read()),
-        "stages": _stages(costs),
+        "samples": _samples(RunLog(run.samples_path).read(), models),
+        "stages": _stages(costs, titles),
         "total": _cost(total) if total["seconds"] else None,
         "meter": describe_meter(total["meter"]) if total["meter"] else "",
         "energy": _energy_in_words(total["joules"]),
@@ -101,12 +107,12 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
-def _tasks(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tasks(accuracy: Mapping[str, Any], models: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return one entry a task: its bars, and what else was measured."""
     tasks = []
     for name, values in accuracy.items():
         bars = []
-        for stage, title in COMPARED.items():
+        for place, (stage, title) in enumerate(models.items()):
             share = values.get(stage)
             if share is None:
                 continue
@@ -115,6 +121,7 @@ def _tasks(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {
                     "stage": stage,
                     "title": title,
+                    "colour": _colour(stage, place),
                     "share": share,
                     "text": units.format_percent(share),
                     "width": f"{100 * share:.2f}",
@@ -131,21 +138,31 @@ def _tasks(accuracy: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "bars": bars,
                 "shown": [bar["stage"] for bar in bars],
                 "gain": f"{100 * (bars[-1]['share'] - bars[-2]['share']):+.0f} points" if len(bars) > 1 else "",
-                "notes": _notes(values),
+                "notes": _notes(values, models),
             }
         )
     return tasks
 
 
-def _notes(values: Mapping[str, Any]) -> list[str]:
+def _colour(stage: str, place: int) -> str:
+    """Return the class that colours a model."""
+    return stage if stage in ("base", "sft", "grpo") else f"m{place % 6}"
+
+
+def _notes(values: Mapping[str, Any], models: Mapping[str, str]) -> list[str]:
     """Return what was measured of a task beside greedy accuracy, of the last model that was measured."""
-    last = next((stage for stage in reversed(COMPARED) if values.get(stage) is not None), None)
+    last = next((stage for stage in reversed(models) if values.get(stage) is not None), None)
+    first = next((stage for stage in models if stage != "base" and values.get(stage) is not None), None)
     notes = []
-    passes = [
-        f"{k} tries {units.format_percent(p)}" for k, p in _of(values, "pass_at_k", last).items() if p is not None
-    ]
-    if passes:
-        notes.append("solved in " + ", ".join(passes).replace("1 tries", "1 try", 1))
+    for stage in dict.fromkeys(stage for stage in (first, last) if stage is not None):
+        shares = _of(values, "pass_at_k", stage).items()
+        passes = [f"{k} tries {units.format_percent(p)}" for k, p in shares if p is not None]
+        if passes:
+            when = f"{models[stage]}: " if first != last else ""
+            notes.append(when + "solved in " + ", ".join(passes).replace("1 tries", "1 try", 1))
+    lengths = {stage: n for stage in models if (n := _of(values, "length").get(stage)) is not None}
+    if len(lengths) > 1:
+        notes.append("tokens of a reply: " + ", ".join(f"{models[stage]} {n:.0f}" for stage, n in lengths.items()))
     sound = _of(values, "sound").get(last or "")
     if sound is not None:
         notes.append(f"thinking right line by line in {units.format_percent(sound)} of the right answers")
@@ -180,7 +197,9 @@ def _headline(tasks: list[dict[str, Any]]) -> dict[str, str] | None:
         if best is None or gain > best[0]:
             words = {
                 "task": task["name"],
-                "by": {"grpo": "Reinforcement learning", "sft": "The cold start"}.get(last["stage"], "Pretraining"),
+                "by": {"base": "Pretraining", "sft": "The cold start", "grpo": "Reinforcement learning"}.get(
+                    last["stage"], f"The stage {last['stage']}"
+                ),
                 "before": f"{100 * before['share']:.0f}%" if before else "",
                 "after": f"{100 * last['share']:.0f}%",
                 "verb": "lifted" if gain > 0 else "moved",
@@ -229,12 +248,12 @@ def _films(folder: Path) -> list[dict[str, str]]:
     return [{"task": one.stem, "data": base64.b64encode(one.read_bytes()).decode()} for one in films]
 
 
-def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _samples(rows: Iterable[Mapping[str, Any]], models: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return replies by task and problem, the stages' side by side, in the order of the file."""
     tasks: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     for row in rows:
         stage = row.get("stage")
-        if stage not in COMPARED:
+        if stage not in models:
             continue
         problems = tasks.setdefault(str(row.get("environment")), {})
         key = (row.get("level"), row.get("prompt"))
@@ -250,14 +269,15 @@ def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         problem["replies"].append(
             {
                 "stage": stage,
-                "title": COMPARED[stage],
+                "title": models[stage],
+                "colour": _colour(stage, list(models).index(stage)),
                 "reasoning": str(row.get("reasoning") or "").strip(),
                 "answer": str(row.get("answer") or "").strip(),
                 "correct": bool(row.get("correct")),
                 "sound": row.get("sound"),
             }
         )
-    order = list(COMPARED)
+    order = list(models)
     for problems in tasks.values():
         for problem in problems.values():
             problem["replies"].sort(key=lambda reply: order.index(reply["stage"]))
@@ -267,19 +287,20 @@ def _samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _stages(costs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _stages(costs: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
     whole = costs[ALL_STAGES]["seconds"] or 1.0
-    known = [stage for stage in STAGE_TITLES if stage in costs]
-    others = [stage for stage in costs if stage not in STAGE_TITLES and stage != ALL_STAGES]
+    known = [stage for stage in titles if stage in costs]
+    others = [stage for stage in costs if stage not in titles and stage != ALL_STAGES]
     return [
         {
             "stage": stage,
-            "title": STAGE_TITLES.get(stage, stage),
+            "colour": f"s-{stage}" if stage in FIXED else f"s-m{place % 6}",
+            "title": titles.get(stage, stage),
             "share": units.format_percent(costs[stage]["seconds"] / whole),
             "width": f"{100 * costs[stage]['seconds'] / whole:.2f}",
             **_cost(costs[stage]),
         }
-        for stage in (*known, *others)
+        for place, stage in enumerate((*known, *others))
     ]
 
 

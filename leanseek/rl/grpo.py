@@ -45,7 +45,7 @@ def grpo(
         RunError: trainer and engine do not agree on what was sampled.
     """
     recipe = stage.run.recipe
-    settings = recipe.grpo
+    settings = recipe.settings_of(stage.name, GrpoSettings)
     model = stage.model()
     engine = EnginePool(
         model,
@@ -61,14 +61,14 @@ def grpo(
         start = stage.before()
         assert start is not None, "the stage's model came from it"
         reference = load_model(start, dtype=recipe.dtype, device=recipe.device)
-    rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter)
+    rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter, recipe.efforts)
     optimiser = Optimiser if not settings.lora_rank else _lora(settings, recipe.seed)
     before = _before(stage, model, evaluate) if settings.start is not None else {}
     latest: dict[str, float] = {}
     rule = agreement_of(settings, recipe.dtype)
 
     def validate() -> dict[str, float]:
-        rule.check(stage.log.read("grpo"))
+        rule.check(stage.log.read(stage.name))
         latest.clear()
         latest.update(evaluate(model))
         return latest
@@ -77,7 +77,7 @@ def grpo(
     with ExitStack() as at_end:
         batches = _batches(model, rollouts, engine, objective, at_end)
         trainer = stage.fit(model, objective, batches, {"validate": validate}, optimiser)
-    worst = rule.check(stage.log.read("grpo"))
+    worst = rule.check(stage.log.read(stage.name))
     samples = trainer.done * settings.prompts_per_step * settings.samples_per_prompt
     figures: dict[str, Any] = {"steps": trainer.done, "samples": samples, **worst}
     if settings.refill:
@@ -161,10 +161,10 @@ def _lora(settings: GrpoSettings, seed: int) -> Callable[[Transformer, Optimiser
 
 def _before(stage: Stage, model: Transformer, evaluate: Callable[[Transformer], dict[str, float]]) -> dict[str, float]:
     """Return what the model could do before the first step, measured once and written down at once."""
-    known = stage.run.summary.get("grpo", {}).get("before")
+    known = stage.run.summary.get(stage.name, {}).get("before")
     if known is None:
         known = evaluate(model)
-        stage.run.update("grpo", {"before": known})
+        stage.run.update(stage.name, {"before": known})
     return dict(known)
 
 

@@ -78,9 +78,7 @@ def rejection_sample(
         on_progress: called with the number of replies finished so far.
     Source: DeepSeek-R1 (arXiv 2501.12948) section 2.3.3.
     """
-    problems: list[Problem] = []
-    for environment in environments:
-        problems += _different(environment, count, REJECTION_SEED + seed, (levels or {}).get(environment.name))
+    problems = training_problems(environments, count, levels=levels or {}, seed=seed)
     params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, n=samples, seed=seed << 32)
     named = {environment.name: environment for environment in environments}
     drawn = attempt(engine, problems, params, environments=named, on_progress=on_progress)
@@ -103,6 +101,16 @@ def best(attempts: Sequence[Attempt], keep: int = 1, easiest: float = 1.0) -> li
         return []
     fine = {tuple(one.output.token_ids): one for one in right if one.formed and one.output.finish_reason == "stop"}
     return sorted(fine.values(), key=lambda one: len(one.output.token_ids))[:keep]
+
+
+def training_problems(
+    environments: Sequence[Environment], count: int, *, levels: Mapping[str, Sequence[int]], seed: int
+) -> list[Problem]:
+    """Return `count` problems of each task, no two alike, from a part of the training split's seeds of their own."""
+    problems: list[Problem] = []
+    for environment in environments:
+        problems += _different(environment, count, REJECTION_SEED + seed, levels.get(environment.name))
+    return problems
 
 
 def _different(environment: Environment, count: int, seed: int, levels: Sequence[int] | None) -> list[Problem]:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
+from leanseek.envs.environment import Environment
 from leanseek.evals.attempts import Attempt
+from leanseek.rl.language import consistency
+from leanseek.rl.rubric import graded
 from leanseek.settings import GrpoSettings
+from leanseek.tokens.effort import BUDGETS
+
+# Over how much more budget a token's price falls by e (the report names no figure); the most that length can cost, so
+# that a right answer is always worth more than a wrong one.
+EFFORT_DECAY = 15.0
+DEAREST = 0.5
 
 
-def reward(attempt: Attempt, settings: GrpoSettings) -> float:
-    """Return 1 for a right answer, the bonus for a well-formed reply, and the penalty for one that is too long."""
+def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | None = None) -> float:
+    """Return 1 for a right answer, with what the settings add for form, language and rubric, and take for length.
+
+    Args:
+        attempt: the reply.
+        settings: of the stage.
+        environment: the problem's, which a rubric may ask whether the thinking is right.
+    """
     earned = float(attempt.correct) + settings.format_reward * float(attempt.formed)
+    if settings.language is not None:
+        earned += settings.language_reward * consistency(attempt.reply, settings.language)
+    if settings.rubric:
+        earned += graded(attempt, settings.rubric, environment)
+    if settings.length_reward and attempt.effort is not None:
+        share = len(attempt.output.token_ids) / settings.max_new_tokens
+        earned += thrift(share, attempt.effort, settings.length_reward)
     if settings.overlong_tokens:
         earned += overlong(len(attempt.output.token_ids), settings.max_new_tokens, settings.overlong_tokens)
     return earned
@@ -24,3 +48,16 @@ def overlong(tokens: int, longest: int, margin: int) -> float:
     Source: DAPO (arXiv 2503.14476) section 3.4.
     """
     return -min(1.0, max(0.0, (tokens - (longest - margin)) / margin))
+
+
+def thrift(share: float, effort: str, price: float) -> float:
+    """Return what a reply's length costs at an effort: -min(DEAREST, k(b) share), k(b) = price exp(-(b - b_low) / tau).
+
+    Args:
+        share: the reply's tokens over the most that it may have.
+        effort: low, high or max; its budget is b.
+        price: of the longest reply at low effort.
+    Source: DeepSeek-V4.1's report; tau is EFFORT_DECAY, ours.
+    """
+    dearness = price * math.exp(-(BUDGETS[effort] - BUDGETS["low"]) / EFFORT_DECAY)
+    return -min(DEAREST, dearness * share)

@@ -39,6 +39,7 @@ class Rollouts:
         settings: of the stage.
         seed: of problems and samples.
         meter: sampling is charged to it.
+        efforts: of which each prompt asks for one; empty: none is asked for.
     """
 
     engine: EnginePool | Side
@@ -47,6 +48,7 @@ class Rollouts:
     settings: GrpoSettings
     seed: int
     meter: Meter
+    efforts: Sequence[str] = ()
 
     def batch(self, step: int) -> GroupBatch:
         """Sample a step's groups; those whose replies differ in reward are what there is to learn from.
@@ -82,7 +84,7 @@ class Rollouts:
             sample_s: seconds that the trainer waited for them.
             elapsed_s: seconds in which so many replies came.
         """
-        metrics = _metrics(attempts, [reward(a, self.settings) for a in attempts]) | {
+        metrics = _metrics(attempts, self.rewards(attempts)) | {
             "informative_groups": len(groups) / (len(attempts) // self.settings.samples_per_prompt),
             "sample_s": sample_s,
             "samples_per_s": len(attempts) / elapsed_s,
@@ -139,7 +141,11 @@ class Rollouts:
 
     def _attempts(self, step: int, draw: int = 0, problems: Sequence[Problem] | None = None) -> list[Attempt]:
         chosen = self.problems(step) if problems is None else problems
-        return attempt(self.engine, chosen, self.params(step, draw), environments=self.named)
+        return attempt(self.engine, chosen, self.params(step, draw), environments=self.named, efforts=self.efforts)
+
+    def rewards(self, attempts: Sequence[Attempt]) -> list[float]:
+        """Return what each attempt earned."""
+        return [reward(one, self.settings, self.named.get(one.problem.environment)) for one in attempts]
 
     def group(self, attempts: Sequence[Attempt]) -> Group | None:
         """Return the attempts at one problem as a group; None: there is nothing to learn from them."""
@@ -147,7 +153,7 @@ class Rollouts:
         if any(a.output.error is not None for a in attempts):
             return None
         normalise = form_of(self.settings).advantages == "normalised"
-        advantages = group_advantages([reward(a, self.settings) for a in attempts], normalise=normalise)
+        advantages = group_advantages(self.rewards(attempts), normalise=normalise)
         if advantages is None:
             return None
         outputs = [a.output for a in attempts]
@@ -213,6 +219,8 @@ def _metrics(attempts: Sequence[Attempt], rewards: Sequence[float]) -> dict[str,
         metrics[f"correct_{name}"] = mean([float(a.correct) for a in attempts if a.problem.environment == name])
     if any(a.turns for a in attempts):
         metrics["turns"] = mean([float(len(a.turns) or 1) for a in attempts])
+    for effort in dict.fromkeys(a.effort for a in attempts if a.effort is not None):
+        metrics[f"length_{effort}"] = mean([float(len(a.output.token_ids)) for a in attempts if a.effort == effort])
     if failed := [a.error for a in attempts if a.error]:
         metrics["checker_errors"] = float(len(failed))
     return metrics

@@ -204,7 +204,8 @@ class Stream:
         asker = _Asker(slot, self._condition, job.params.n)
         try:
             torch.set_num_threads(self._threads)
-            drawn = attempt(asker, [job.problem], job.params, environments=self.rollouts.named)
+            known = self.rollouts.named
+            drawn = attempt(asker, [job.problem], job.params, environments=known, efforts=self.rollouts.efforts)
             group = self.rollouts.group(drawn)
             agreement: Mapping[str, float] = {}
             with self._condition:

@@ -10,6 +10,7 @@ from leanseek.data.batches import Batch
 from leanseek.data.traces import TraceBatches, traces
 from leanseek.envs.environment import Environment
 from leanseek.model.transformer import Transformer
+from leanseek.settings import SftSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.schedules import mtp_weight
@@ -28,15 +29,19 @@ def sft(
             their mean ends the stage where it reaches `sft.enough`, so that RL starts with something
             to sharpen.
     """
-    recipe, settings = stage.run.recipe, stage.run.recipe.sft
-    examples = traces(
-        ChatFormat(stage.tokenizer),
-        environments,
-        settings.traces_per_environment,
-        levels=recipe.levels,
-        seed=recipe.seed,
-        hasty=settings.hasty,
-    )
+    recipe, settings = stage.run.recipe, stage.run.recipe.settings_of(stage.name, SftSettings)
+    if settings.traces is not None:
+        examples = stage.conversations(settings.traces)
+    else:
+        examples = traces(
+            ChatFormat(stage.tokenizer),
+            environments,
+            settings.traces_per_environment,
+            levels=recipe.levels,
+            seed=recipe.seed,
+            hasty=settings.hasty,
+            efforts=recipe.efforts,
+        )
     batches = TraceBatches(examples, settings.batch_sequences, recipe.seed)
     model = stage.model()
     latest: dict[str, float] = {}

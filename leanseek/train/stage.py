@@ -10,19 +10,20 @@ from typing import Any
 
 from leanseek.checkpoint.directory import empty_model, load_model
 from leanseek.checkpoint.resume import check_checkpoint, load_state, save_checkpoint
-from leanseek.errors import CheckpointError, RunError
+from leanseek.data.conversations import Conversations
+from leanseek.data.traces import Example
+from leanseek.errors import CheckpointError, DataError, RunError
 from leanseek.log import RunLog, progress, say
-from leanseek.model.config import load_preset
+from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
 from leanseek.settings import OptimiserSettings, TrainSettings
+from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.precision import fp8
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
-
-PREVIOUS = {"sft": "pretrain", "grpo": "sft"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Stage:
 
     Args:
         run: whose folder is written.
-        name: "pretrain", "sft" or "grpo".
+        name: one of its line's.
         tokenizer: saved with every checkpoint.
         log: step by step.
         meter: where the work is charged.
@@ -48,8 +49,7 @@ class Stage:
     @property
     def settings(self) -> TrainSettings:
         """The stage's own settings."""
-        settings: TrainSettings = getattr(self.run.recipe, self.name)
-        return settings
+        return self.run.recipe.settings_of(self.name, TrainSettings)
 
     def before(self) -> Path | None:
         """Return the model folder that the stage starts from; None: from fresh weights.
@@ -57,11 +57,10 @@ class Stage:
         Raises:
             RunError: the stage before has left no checkpoint.
         """
-        recipe, before = self.run.recipe, PREVIOUS.get(self.name)
+        recipe = self.run.recipe
+        before = recipe.before(self.name)
         if before is None:
-            return None
-        if recipe.grpo.start is not None and (before == "pretrain" or not recipe.grpo.cold_start):
-            return Path(recipe.grpo.start)
+            return None if recipe.grpo.start is None else Path(recipe.grpo.start)
         folder = self.run.latest(before)
         if folder is None:
             raise RunError(f"{self.run.folder} has no checkpoint of {before}, which {self.name} starts from")
@@ -101,10 +100,35 @@ class Stage:
         folder = self.newest() or self.before()
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
-        config = load_preset(recipe.model).replace(
-            bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id
-        )
+        config = self.config.replace(bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id)
         return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
+
+    def conversations(self, given: str) -> list[Example]:
+        """Return what a stage of kind traces kept, or a file of replies has, as examples that fit the model's context.
+
+        Args:
+            given: the stage's name, or the file's path.
+        Raises:
+            DataError: the file is damaged, or nothing in it fits.
+        """
+        path = Path(given) if given.endswith(".jsonl") else self.run.traces_path(given)
+        chat = ChatFormat(self.tokenizer)
+        found = [chat.example(messages) for messages in Conversations(path).kept()]
+        context = self.config.max_position_embeddings
+        fitting = [example for example in found if len(example[0]) <= context]
+        if not fitting:
+            raise DataError(
+                f"{path} has no reply to learn from"
+                + (f" that fits the model's context of {context} tokens" if found else ": draw more, or more samples")
+            )
+        if len(fitting) < len(found):
+            say(f"  {len(found) - len(fitting)} of {len(found)} replies are longer than the context and are left out")
+        return fitting
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return load_preset(self.run.recipe.model)
 
     def fit(
         self,

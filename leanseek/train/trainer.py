@@ -238,6 +238,8 @@ class Trainer:
                     self.meter.add_flops(recompute=forward, part=part)
             for part, flops in forward_parts(self.model.config, **read).items() if loss.references else ():
                 self.meter.add_flops(loss.references * flops, part=part)
+            if loss.other_flops:
+                self.meter.add_flops(loss.other_flops)
         self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
         return _joined([loss.metrics for loss in losses], shares)
 

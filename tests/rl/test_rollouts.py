@@ -64,7 +64,7 @@ def test_replies_to_a_prompt_differ_and_so_do_replies_of_steps(tiny_model, tiny_
 def test_no_two_samples_of_a_run_are_drawn_with_the_same_luck(tiny_model, tiny_tokenizer, even, monkeypatch):
     seeds: list[int] = []
 
-    def attempt(engine, problems, params, *, environments):
+    def attempt(engine, problems, params, *, environments, efforts):
         # As evals.attempts has it: reply j of problem i draws with seed + i * n + j.
         seeds.extend(params.seed + i * params.n + j for i in range(len(problems)) for j in range(params.n))
         return [None] * (len(problems) * params.n)
@@ -190,7 +190,7 @@ def test_a_checker_that_raises_is_data(tiny_model, tiny_tokenizer, even, monkeyp
 def replies(monkeypatch, outcomes: list[list[tuple[bool, bool]]], **changes) -> None:
     """Have the engine's place taken by made-up replies: per problem, (correct, formed) of each."""
 
-    def attempt(engine, problems, params, *, environments):
+    def attempt(engine, problems, params, *, environments, efforts):
         made = []
         for problem, group in zip(problems, outcomes, strict=True):
             for i, (correct, formed) in enumerate(group):
@@ -251,7 +251,7 @@ def test_groups_that_teach_nothing_are_drawn_again_up_to_a_bound(tiny_model, tin
     asked: list[list[str]] = []
     seeds: list[int] = []
 
-    def attempt(engine, problems, params, *, environments):
+    def attempt(engine, problems, params, *, environments, efforts):
         asked.append([problem.prompt for problem in problems])
         seeds.extend(params.seed + i * params.n + j for i in range(len(problems)) for j in range(params.n))
         made = []

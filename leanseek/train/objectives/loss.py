@@ -19,6 +19,7 @@ class Loss:
         head_tokens: rows that were multiplied by the output head (the MTP layer's not counted).
         mtp: whether the MTP layer and its head ran too.
         references: further forward passes of models that do not learn, as wide as this one.
+        other_flops: of models of another shape that do not learn.
         counts: per MoE layer, how often each expert was chosen; the MTP layer's, where it ran, comes last.
     """
 
@@ -29,4 +30,5 @@ class Loss:
     head_tokens: int
     mtp: bool = False
     references: int = 0
+    other_flops: float = 0.0
     counts: list[Tensor] = field(default_factory=list)

@@ -1,0 +1,122 @@
+"""R1's line and R1-Zero's, made small: every stage starts where it should, and learns from what it should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import leanseek.rl.collect as collect
+from leanseek import stages
+from leanseek.checkpoint.directory import load_model
+from leanseek.cli.make import tell
+from leanseek.data.conversations import Conversations
+from leanseek.evals.attempts import attempt
+from leanseek.log import RunLog
+from leanseek.messages import Message
+from leanseek.run import Run
+from leanseek.settings import load_recipe
+
+SMALL = {
+    **{"data.documents": 300, "data.sequence_tokens": 48, "data.validation_fraction": 0.1, "threads": 1},
+    **{"pretrain.steps": 6, "pretrain.batch_sequences": 4, "sft.development_problems": 2, "sft.batch_sequences": 6},
+    **{"grpo.prompts_per_step": 4, "grpo.samples_per_prompt": 4, "grpo.max_new_tokens": 12},
+    **{"grpo.development_problems": 2, "eval.problems": 6, "eval.samples": 2, "eval.max_new_tokens": 12},
+}
+
+
+@pytest.fixture
+def made(tmp_path, tiny_config, monkeypatch):
+    """Return a function that makes a recipe's run with a model of no size."""
+    monkeypatch.setattr(stages, "share_out", lambda threads, device: 1)
+
+    def make(name: str, **changes: object) -> Run:
+        (tmp_path / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+        values = (
+            SMALL | {"model": str(tmp_path / "config.json")} | {k.replace("__", "."): v for k, v in changes.items()}
+        )
+        return Run.create(tmp_path / name, load_recipe(name, values))
+
+    return make
+
+
+def always_right(monkeypatch) -> None:
+    """Have every reply be well formed and right, so that there is something to keep of a model with random weights."""
+
+    def lucky(*arguments, **options):
+        return [
+            replace(
+                one,
+                reply=Message("assistant", str(one.problem.data["answer"]), str(number)),
+                output=replace(one.output, finish_reason="stop"),
+                correct=True,
+                formed=True,
+            )
+            for number, one in enumerate(attempt(*arguments, **options))
+        ]
+
+    monkeypatch.setattr(collect, "attempt", lucky)
+
+
+def test_the_four_stages_are_made_one_after_the_other(made, monkeypatch, capsys):
+    names = ("cold_start", "reasoning", "second_sft", "mixed", "preferred")
+    few = {f"stages__{name}__steps": 2 for name in names} | {"stages__cold_start__traces_per_environment": 10}
+    run = made("r1-laptop", stages__rejection__problems=6, stages__rejection__max_new_tokens=12, **few)
+    tell(stages.dry_run(run.recipe), json=False)
+    assert "rejection (traces, by reasoning), second_sft (sft, 2 steps, from pretrain)" in capsys.readouterr().out
+    always_right(monkeypatch)
+    stages.make(run)
+    summary = run.summary
+    assert all(summary[name]["done"] for name in run.recipe.line)
+    charged = [json.loads(line)["stage"] for line in run.ledger_path.read_text().splitlines()]
+    assert charged == list(run.recipe.line) and summary["rejection"]["flops"] > 0
+    figures = summary["accuracy"]["largest"]
+    assert set(names) | {"base"} <= figures.keys() and "rejection" not in figures
+    kept = Conversations(run.traces_path("rejection"))
+    assert summary["rejection"]["kept"] == len(kept.kept()) == 18 == summary["second_sft"]["traces"]
+    assert [one["model"] for one in kept.provenance()] == ["reasoning-2"]
+    assert {message.role for messages in kept.kept() for message in messages} == {"user", "assistant"}
+    assert run.latest().name == "preferred-2" and len(run.checkpoints()) == 6
+    page, card = run.report_path.read_text(), run.card_path.read_text()
+    assert "after second sft" in page and "Reasoning: entropy" in page and "not finished" not in page
+    assert "Second sft (SFT)" in card and "18 replies kept of 72 to 18 problems" in card
+    assert all("reward" in row for row in RunLog(run.metrics_path).read("preferred"))
+
+
+def test_a_stage_of_traces_goes_on_where_it_stopped_and_asks_nothing_twice(made, monkeypatch):
+    always_right(monkeypatch)
+    monkeypatch.setattr(collect, "TOGETHER", 4)
+    few = {"stages__cold_start__steps": 1, "stages__reasoning__steps": 1, "stages__rejection__problems": 4}
+    run = made("r1-laptop", stages__rejection__max_new_tokens=12, **few)
+    stages.make(run, "reasoning")
+    real, calls = collect.attempt, []
+
+    def stopped(*arguments, **options):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(collect, "attempt", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stages.make(run, "rejection")
+    file = Conversations(run.traces_path("rejection"))
+    assert len(file.keys()) == 8 and not run.stage_done("rejection")
+    monkeypatch.setattr(collect, "attempt", real)
+    stages.make(run, "rejection")
+    assert len(file.keys()) == 12 == run.summary["rejection"]["problems"] and len(file.provenance()) == 2
+    text = run.traces_path("rejection").read_text()
+    assert all(text.count(json.dumps(key)) == 1 for key in file.keys())
+
+
+def test_zero_starts_from_the_base(made):
+    run = made("r1-zero-laptop", stages__zero__steps=2, stages__zero__refill=0)
+    stages.make(run)
+    assert list(run.recipe.line) == ["tokenizer", "pretrain", "zero", "eval"]
+    base, zero = (load_model(run.latest(name)) for name in ("pretrain", "zero"))
+    assert base.state_dict().keys() == zero.state_dict().keys()
+    assert run.summary["accuracy"]["largest"].keys() >= {"base", "zero"}
+    assert Path(run.report_path).is_file() and torch.isfinite(zero.lm_head.weight).all()

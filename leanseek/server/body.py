@@ -28,14 +28,18 @@ async def read(request: Request, model: type[Body], needed: str) -> Body:
     Raises:
         ApiError: it is too large or too slow, no JSON, or a field is wrong.
     """
-    body = await _read_body(request)
+    body = await read_bytes(request)
     if len(body) > LARGE_BODY_BYTES:
         return await asyncio.to_thread(parse_body, model, body, needed)
     return parse_body(model, body, needed)
 
 
-async def _read_body(request: Request) -> bytes:
-    """Read a body of bounded size in bounded time."""
+async def read_bytes(request: Request) -> bytes:
+    """Read a body of bounded size in bounded time.
+
+    Raises:
+        ApiError: it is too large, too slow, or cut off.
+    """
     too_large = ApiError(413, f"the body is larger than {MOST_BODY_BYTES} bytes", code="request_too_large")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MOST_BODY_BYTES:

@@ -22,11 +22,10 @@ from leanseek.log import say
 from leanseek.server.app import make_app
 from leanseek.server.bill import Bill
 from leanseek.server.bridge import Bridge, Report
-from leanseek.server.defaults import SamplingDefaults
 from leanseek.server.gate import is_loopback
 from leanseek.server.loading import Loading
 from leanseek.server.protocol import Protocol
-from leanseek.server.service import ALIASES, Served
+from leanseek.server.service import Served
 from leanseek.server.store import Store
 
 HEADER_BYTES = 64 << 10
@@ -151,13 +150,7 @@ class Listener:
             raise UsageError(f"usd_per_hour = {usd_per_hour}: 0 to {MOST_USD_PER_HOUR:,} is accepted")
         folder = Path(folder)
         loading = Loading(folder, weights, device, max_batch, store or Store(), drafts, invariant)
-        served = Served(
-            name or folder.resolve().name,
-            loading.fingerprint,
-            SamplingDefaults.load(folder),
-            aliases=tuple(dict.fromkeys((*aliases, *ALIASES))),
-        )
-        return cls(loading.engine, served, bill=Bill(loading.meter(), usd_per_hour), **options)
+        return cls(loading.engine, loading.served(name, aliases), bill=Bill(loading.meter(), usd_per_hour), **options)
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,8 @@ from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, UsageError
 from leanseek.server.bridge import Report
+from leanseek.server.defaults import SamplingDefaults
+from leanseek.server.service import ALIASES, Served
 from leanseek.server.store import Store
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.units import format_bytes
@@ -114,6 +117,22 @@ class Loading:
             disk=disk,
             drafts=drafts,
             invariant=self.invariant,
+        )
+
+    def served(self, name: str | None = None, aliases: Sequence[str] = ()) -> Served:
+        """Return what the folder is served as.
+
+        Args:
+            name: the model's id in requests; None: the folder's name.
+            aliases: further names, besides DeepSeek's.
+        Raises:
+            CheckpointError: the folder's generation_config.json is wrong.
+        """
+        return Served(
+            name or self.folder.resolve().name,
+            self.fingerprint,
+            SamplingDefaults.load(self.folder),
+            aliases=tuple(dict.fromkeys((*aliases, *ALIASES))),
         )
 
     def meter(self) -> EnergyMeter:

@@ -8,21 +8,14 @@ the last turn the server is killed, started again, and asked for one more turn.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rows import ROOT, arguments, publish, repeats, row
+from process import leanseek
+from rows import arguments, publish, repeats, row
 
 TURNS = 10
 CONTEXT_TOKENS = 16384
@@ -40,32 +33,6 @@ def with_room(model: Path, folder: Path) -> None:
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("resume"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT_TOKENS}))
-
-
-@contextmanager
-def served(model: Path, cache: Path) -> Iterator[str]:
-    """Serve a folder in a process of its own, which is killed at the end without a warning."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "leanseek", "serve", str(model), "--port", str(port), "--name", "model"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [*command, "--cache-dir", str(cache), "--cache-gib", "0.5"], stderr=subprocess.DEVNULL, env=environment
-    )
-    try:
-        deadline_s = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline_s or child.poll() is not None:
-                    raise SystemExit("the server did not start") from None
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
 
 
 class Conversation:
@@ -118,14 +85,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         model, cache = Path(place) / "model", Path(place) / "cache"
         with_room(folder, model)
+        room = ("--cache-dir", cache, "--cache-gib", "0.5")
         for number in range(repeats(options)):
             talk = Conversation(1000 * number)
-            with served(model, cache) as url:
+            with leanseek(model, *room) as url:
                 for _ in range(TURNS):
-                    talk.turn(url)
+                    talk.turn(f"{url}/v1")
                 time.sleep(1.0)  # what writes to disk is some milliseconds behind
-            with served(model, cache) as url:
-                talk.turn(url)
+            with leanseek(model, *room) as url:
+                talk.turn(f"{url}/v1")
             talks.append(talk.turns[:TURNS])
             again.append(talk.turns[TURNS])
     name = folder.parents[1].name if "checkpoints" in folder.parts else folder.name

@@ -298,6 +298,14 @@ class CostSettings(Settings):
     grid: str | None = Field(None, description="whose electricity: a row of grids.toml, or grams of CO2 for a kWh")
 
 
+class CardSettings(Settings):
+    """What only a person can say in the model card."""
+
+    license: str = Field("mit", description="licence of the model's weights, as Hugging Face spells it")
+    data_license: str | None = Field(None, description="licences of data.sources; needed where there are any")
+    intended_use: str | None = Field(None, description="what the model is for; None: research and teaching")
+
+
 class Recipe(Settings):
     """A whole run: which model, which tasks, and every stage's settings."""
 
@@ -324,6 +332,7 @@ class Recipe(Settings):
     distill: DistillSettings = DistillSettings()
     eval: EvalSettings = EvalSettings()
     cost: CostSettings = CostSettings()
+    card: CardSettings = CardSettings()
 
     @property
     def line(self) -> dict[str, str]:

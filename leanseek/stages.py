@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import platform
 import subprocess
@@ -20,16 +22,19 @@ from leanseek.cost.card import model_card
 from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
 from leanseek.cost.rates import load_rates
-from leanseek.data.tokens import TokenisedCorpus, tokenise, train_tokenizer
+from leanseek.data.contamination import Contamination, contamination
+from leanseek.data.tokens import TokenisedCorpus, recipe_documents, tokenise, train_tokenizer
+from leanseek.data.traces import TRACE_SEED
 from leanseek.envs.environment import Environment, load_environment
 from leanseek.errors import ConfigError, RunError, nearest
+from leanseek.evals.accuracy import distinct_problems
 from leanseek.evals.evaluation import development_accuracy, evaluate_run
 from leanseek.evals.report import write_report
 from leanseek.files import write_atomic
 from leanseek.forecast import as_summary, forecast
 from leanseek.kernels.threads import available_threads, share_out
 from leanseek.log import RunLog, say
-from leanseek.model.config import load_preset
+from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import parameters, training_flops_per_token
 from leanseek.model.transformer import Transformer
 from leanseek.rl.collect import collect
@@ -228,9 +233,21 @@ class _Line:
         for task, film in found.films.items():
             write_atomic(self.run.films_folder / f"{task}.webp", film)
         self.run.update("accuracy", found.accuracy)
+        self.run.update("contamination", asdict(self._overlap()))
         if found.mtp_acceptance is not None:
             self.run.update("mtp", {"acceptance": found.mtp_acceptance})
         return {"problems": self.recipe.eval.problems}
+
+    def _overlap(self) -> Contamination:
+        """Look for the problems that the models are judged by in what they were trained on."""
+        recipe, (held_out, trained) = self.recipe, (list[str](), list[str]())
+        for environment in self.environments:
+            levels, count = recipe.levels.get(environment.name), recipe.eval.problems
+            held_out += [one.prompt for one in distinct_problems(environment, count, recipe.seed, levels, "test")]
+            taught = environment.problems("train", TRACE_SEED + recipe.seed, levels)
+            trained += [one.prompt for one in itertools.islice(taught, recipe.sft.traces_per_environment)]
+        corpus = recipe_documents(recipe) if "pretrain" in stages_of(recipe) else ()
+        return contamination(held_out, itertools.chain(corpus, trained))
 
     def _stage(self, name: str, charge: Charge) -> Stage:
         return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers)
@@ -269,9 +286,28 @@ class _Line:
         self.run.update("totals", self.ledger.totals()["totals"])
         self.run.update("machine", machine(self.recipe.device))
         shape = {"name": self.recipe.model, "parameters": counted.total, "active_parameters": counted.active}
-        self.run.update("model", shape)
+        self.run.update("model", {**shape, **_described(self.run, config)})
         write_atomic(self.run.card_path, model_card(self.run.summary, self.recipe.model_dump(mode="json")))
         write_report(self.run.folder)
+
+
+def _described(run: Run, config: ModelConfig) -> dict[str, Any]:
+    """Return what the card says of a model beside its size."""
+    experts = f", {config.n_routed_experts} experts, {config.num_experts_per_tok} of them for a token"
+    described: dict[str, Any] = {
+        "architecture": f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+        + (experts if config.n_routed_experts else ""),
+        "context_tokens": config.max_position_embeddings,
+        "made": time.strftime("%Y-%m-%d"),
+    }
+    if (folder := run.latest()) is not None:
+        digest = hashlib.sha256()
+        for path in sorted(folder.glob("model*.safetensors")):
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        described["weights_sha256"] = digest.hexdigest()
+    return described
 
 
 def machine(device: str) -> dict[str, Any]:

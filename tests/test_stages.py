@@ -66,7 +66,7 @@ def test_the_whole_line(make_run, quiet, capsys):
     run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
     stages.make(run)
     summary = run.summary
-    assert summary.keys() == {*STAGES, "accuracy", "mtp", "totals", "machine", "model"}
+    assert summary.keys() == {*STAGES, "accuracy", "mtp", "totals", "machine", "model", "contamination"}
     for stage in STAGES:
         assert summary[stage].keys() >= COSTS | {"done"} and summary[stage]["done"] is True
     assert summary["tokenizer"].keys() >= {"vocab_size", "documents", "train_tokens", "validation_bytes"}

@@ -26,6 +26,7 @@ COMMANDS = {
     "grpo": ("leanseek.cli.stage:grpo", "The line up to reinforcement learning."),
     "distill": ("leanseek.cli.distill:distill", "Teach a student what a teacher knows: a model, or a server."),
     "eval": ("leanseek.cli.eval:eval_", "Measure a model on held-out problems."),
+    "card": ("leanseek.cli.card:card", "Write a run's model card anew, or check that nothing is missing in it."),
     "report": ("leanseek.cli.report:report", "Write a run's page anew."),
     "serve": ("leanseek.cli.serve:serve", "Serve a model over HTTP to any client, with a chat page."),
     "chat": ("leanseek.cli.chat:chat", "Talk with a model in the terminal."),

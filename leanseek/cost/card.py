@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanseek.cost.energy import describe_meter
+from leanseek.cost.fields import carbon_of, fields_table
 from leanseek.units import (
     format_bytes,
     format_count,
@@ -29,9 +32,11 @@ COMPARED = {"base": "pretrained", "sft": "after SFT", "grpo": "after GRPO"}
 # What a stage of a recipe's own line does, by its kind.
 KIND_TITLES = {"sft": "SFT", "grpo": "GRPO", "traces": "replies drawn and kept", "distill": "distillation"}
 NOTHING = "-"
+# A licence that YAML reads as it stands.
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
 
 FRONT_MATTER = """---
-license: mit
+license: {license}
 language: en
 library_name: transformers
 pipeline_tag: text-generation
@@ -39,7 +44,7 @@ tags:
 - leanseek
 - grpo
 - reasoning
-{origin}---"""
+{origin}{figures}---"""
 # Of models made from nothing; what a run that starts from another's folder is like is for that folder to say.
 OWN_TAGS = "- deepseek_v3\n- mixture-of-experts\n- trained-from-scratch\n"
 
@@ -96,10 +101,61 @@ def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         _cost(summary, recipe),
         _limits(summary),
         USE,
+        _again(summary, recipe),
+        "## What documentation has to say\n\n"
+        + _table([["field", "value", "asked for by"], *fields_table(summary, recipe, _text)])
+        + "\n\nXI, XII: Regulation (EU) 2024/1689 (the AI Act), Annex XI section 1 and Annex XII. A.: ISO/IEC "
+        "42001:2023, Annex A. The table follows their terms; it is no statement of conformity.",
     )
     started = (recipe.get("grpo") or {}).get("start")
-    front = FRONT_MATTER.format(origin="" if started else OWN_TAGS)
+    license_ = str((recipe.get("card") or {}).get("license") or "other")
+    front = FRONT_MATTER.format(
+        license=json.dumps(license_) if not _PLAIN.fullmatch(license_) else license_,
+        origin="" if started else OWN_TAGS,
+        figures=_metadata(summary, recipe),
+    )
     return front + "\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metadata(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Return the front matter's carbon and results, as Hugging Face reads them."""
+    lines = []
+    if (carbon := carbon_of(summary, recipe)) is not None:
+        lines += ["co2_eq_emissions:", f"  emissions: {carbon[0]:.6g}", f"  source: {json.dumps(carbon[1])}"]
+        lines.append("  training_type: pre-training")
+        if on := (summary.get("machine") or {}).get("processor"):
+            lines.append(f"  hardware_used: {json.dumps(str(on))}")
+    results = []
+    for task, values in (summary.get("accuracy") or {}).items():
+        stage = next((one for one in reversed(COMPARED) if values.get(one) is not None), None)
+        if stage is not None:
+            results += ["  - task:", "      type: text-generation", "    dataset:", f"      name: {json.dumps(task)}"]
+            results += [f"      type: {json.dumps(task)}", "    metrics:", "    - type: accuracy"]
+            results.append(f"      value: {values[stage]:.6g}")
+    if results:
+        name = json.dumps(str(recipe.get("name") or "leanseek model"))
+        lines += ["model-index:", f"- name: {name}", "  results:", *results]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _again(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    machine, model = summary.get("machine") or {}, summary.get("model") or {}
+    version = f"=={machine['leanseek']}" if machine.get("leanseek") else ""
+    commit = f" (commit {machine['commit']})" if machine.get("commit") else ""
+    torch = f"=={str(machine['torch']).partition('+')[0]}" if machine.get("torch") else ""
+    threads = recipe.get("threads") or machine.get("cores") or 1
+    stated = f" They must give the SHA-256 `{model['weights_sha256']}`." if model.get("weights_sha256") else ""
+    budget = [one for one in ("pretrain", "sft", "grpo") if (recipe.get(one) or {}).get("minutes")]
+    timed = f" {', '.join(budget)} had a budget of minutes: give its number of steps instead." if budget else ""
+    return (
+        "## How to make it again, bit for bit\n\n"
+        f"With leanseek{version}{commit}, torch{torch} and Python {machine.get('python') or '3'}, on a processor of "
+        f"the same kind ({_text(machine.get('processor') or 'not recorded')}), with the same number of threads:\n\n"
+        f"```\nleanseek make FOLDER/recipe.toml --run again --threads {threads} --fresh\n"
+        "sha256sum again/checkpoints/*/model*.safetensors\n```\n\n"
+        "All data, weights and samples follow from the seed in `recipe.toml`. Another processor, another torch or "
+        f"another number of threads sums in another order: figures agree then, bits do not.{timed}{stated}"
+    )
 
 
 def share_with_interval(share: float | None, interval: Sequence[float] | None = None) -> str:
@@ -271,7 +327,7 @@ def _limits(summary: Mapping[str, Any]) -> str:
     parameters = summary.get("model", {}).get("parameters")
     size = f"With {format_count(parameters)} parameters it" if parameters else "It"
     return (
-        "## Limits\n\n"
+        "## Limits and risks\n\n"
         f"- {size} knows the tasks that it was trained on, in the wording that it was trained on; it is not an "
         "assistant, and knows nothing of the world beyond its corpus.\n"
         "- A right answer does not prove right thinking: the table says how often both hold.\n"

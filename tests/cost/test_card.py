@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from leanseek.cost.card import model_card, share_with_interval
 from leanseek.cost.energy import describe_meter
+from leanseek.cost.fields import METADATA
 from leanseek.settings import Recipe
 
 COST = {
@@ -40,13 +42,18 @@ SUMMARY = {
 }
 
 
+def yaml_keys(text: str) -> set[str]:
+    front = text.removeprefix("---\n").partition("\n---\n")[0]
+    return set(yaml.safe_load(front))
+
+
 def card(summary, **recipe) -> str:
     return model_card(summary, Recipe(**recipe).model_dump())
 
 
 def test_a_whole_card_has_its_figures_and_names_its_meter():
     text = card(SUMMARY, name="laptop", environments=("running_total",))
-    assert text.startswith("---\nlicense: mit\n")
+    assert text.startswith("---\nlicense: mit\n") and yaml_keys(text) >= set(METADATA)
     front, body = text.removeprefix("---\n").split("\n---\n")
     assert all(line.startswith("- ") or ": " in line or line.endswith(":") for line in front.splitlines())
     assert body.lstrip().startswith("# laptop\n")
@@ -72,7 +79,7 @@ def test_a_whole_card_has_its_figures_and_names_its_meter():
 @pytest.mark.parametrize("parts", [(), ("model",), ("pretrain",), ("accuracy",), ("totals", "machine")])
 def test_half_a_run_has_a_card_too(parts):
     text = card({part: SUMMARY[part] for part in parts})
-    assert "## Limits" in text and "## Use" in text
+    assert "## Limits and risks" in text and "## Use" in text
     assert "None" not in text
     assert ("## What it cost" in text) == bool({"pretrain", "totals"} & set(parts))
 

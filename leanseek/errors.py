@@ -7,6 +7,7 @@ LeanseekError
 ├── CheckpointError     a model folder is missing, truncated or does not fit
 ├── TaskError           an environment is unknown or misbehaves
 ├── EngineError         a request cannot be served
+├── KernelError         a compiled kernel refused its input
 ├── ServerError         the server cannot start or answer
 └── RunError            a run folder is in a state that a stage cannot go on from
 
@@ -49,6 +50,10 @@ class TaskError(LeanseekError):
 
 class EngineError(LeanseekError):
     """A request cannot be served."""
+
+
+class KernelError(LeanseekError):
+    """A compiled kernel refused its input."""
 
 
 class ServerError(LeanseekError):

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from leanseek.errors import KernelError
+
 # Of csrc/kernels.h; the two change together.
-ABI = 1
+ABI = 2
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -23,10 +25,21 @@ NAME = {"darwin": "libleanseek_kernels.dylib", "win32": "leanseek_kernels.dll"}.
 HOW_TO_BUILD = "install a C++ compiler and run `make kernels`, or `pip install` leanseek again"
 
 _I32, _I64, _F32, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_FAILURES = {
+    1: "there is not enough memory for its activations; give it fewer tokens at once",
+    2: "a token chose an expert that there is not",
+    3: "a weight is not finite, or too large for its scale: it cannot be packed",
+}
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 # Arguments of csrc/kernels.h's functions, after `variant` and `threads`.
 _CALLS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_I32, *(_POINTER,) * 5, _I64, _I64, _F32),
+    "pack": (_I32, _I32, _POINTER, _I64, _I64, _POINTER, _POINTER),
+    "packed_linear": (_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _POINTER),
+    "packed_experts": (
+        *(_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _I64),
+        *(_POINTER, _POINTER, _I64, _POINTER, _POINTER, _POINTER),
+    ),
 }
 
 
@@ -66,7 +79,7 @@ def load(path: Path) -> Native:
     library.leanseek_variant.argtypes = [ctypes.c_char_p]
     for name, arguments in _CALLS.items():
         call = getattr(library, f"leanseek_{name}")
-        call.argtypes, call.restype = [_I32, _I32, *arguments], None
+        call.argtypes, call.restype = [_I32, _I32, *arguments], _I32
     compiled = library.leanseek_variants().decode().split()
     usable = {name: library.leanseek_variant(name.encode()) for name in compiled}
     return Native(library, {name: number for name, number in usable.items() if number >= 0}, "")
@@ -90,11 +103,15 @@ def call(name: str, variant: str, *arguments: object) -> None:
         variant: one for which `missing` has nothing to say.
         arguments: numbers; tensors are passed as pointers (contiguous, on the CPU, alive until the call returns);
             None is a null pointer.
+    Raises:
+        KernelError: the library refused the call; nothing was computed.
     """
     found = native()
     assert found.library is not None, "callers ask `missing` first"
     passed = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
-    getattr(found.library, f"leanseek_{name}")(found.variants[variant], torch.get_num_threads(), *passed)
+    failed = getattr(found.library, f"leanseek_{name}")(found.variants[variant], torch.get_num_threads(), *passed)
+    if failed:
+        raise KernelError(f"{name}: {_FAILURES.get(failed, f'failed with {failed}')}")
 
 
 def type_code(dtype: torch.dtype) -> int | None:

@@ -91,7 +91,32 @@ LEANSEEK_API int32_t leanseek_variant(const char *name) {
     return -1;
 }
 
-LEANSEEK_API void leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x, const void *residual,
-                                    const void *weight, void *sum, void *out, int64_t rows, int64_t width, float eps) {
-    table(variant)->rms_norm(threads, type, x, residual, weight, sum, out, rows, width, eps);
+LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x,
+                                       const void *residual, const void *weight, void *sum, void *out, int64_t rows,
+                                       int64_t width, float eps) {
+    return table(variant)->rms_norm(threads, type, x, residual, weight, sum, out, rows, width, eps);
+}
+
+LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
+                                   int64_t rows, int64_t width, void *codes, void *scales) {
+    return table(variant)->pack(threads, type, bits, weight, rows, width, static_cast<uint8_t *>(codes), scales);
+}
+
+LEANSEEK_API int32_t leanseek_packed_linear(int32_t variant, int32_t threads, int32_t bits, const void *x, int64_t rows,
+                                            int64_t inputs, const void *codes, const void *scales, int64_t outputs,
+                                            void *out) {
+    return table(variant)->packed_linear(threads, bits, static_cast<const float *>(x), rows, inputs,
+                                         static_cast<const uint8_t *>(codes), scales, outputs,
+                                         static_cast<float *>(out));
+}
+
+LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, int32_t bits, const void *x,
+                                             int64_t tokens, int64_t dim, const void *weights, const void *chosen,
+                                             int64_t per_token, int64_t experts, const void *gate_up_codes,
+                                             const void *gate_up_scales, int64_t width, const void *down_codes,
+                                             const void *down_scales, void *out) {
+    return table(variant)->packed_experts(
+        threads, bits, static_cast<const float *>(x), tokens, dim, static_cast<const float *>(weights),
+        static_cast<const int64_t *>(chosen), per_token, experts, static_cast<const uint8_t *>(gate_up_codes),
+        gate_up_scales, width, static_cast<const uint8_t *>(down_codes), down_scales, static_cast<float *>(out));
 }

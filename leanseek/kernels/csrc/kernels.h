@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 1
+#define LEANSEEK_ABI 2
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -18,6 +18,23 @@ LEANSEEK_API int32_t leanseek_variant(const char *name);
 // How long an idle worker looks out for work before it sleeps, in microseconds.
 LEANSEEK_API void leanseek_spin_us(int32_t us);
 
+// What calls return: 0, or why nothing was done.
+enum { LEANSEEK_NO_MEMORY = 1, LEANSEEK_BAD_EXPERT = 2, LEANSEEK_NOT_FINITE = 3 };
+
 // `threads` of every call: the most that it may use, this one included.
-LEANSEEK_API void leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x, const void *residual,
-                                    const void *weight, void *sum, void *out, int64_t rows, int64_t width, float eps);
+LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x,
+                                       const void *residual, const void *weight, void *sum, void *out, int64_t rows,
+                                       int64_t width, float eps);
+// One matrix [rows, width] into codes and scales of 4 or 8 bits; the layout is stated in leanseek/kernels/packed.py.
+LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
+                                   int64_t rows, int64_t width, void *codes, void *scales);
+// out [rows, outputs] = x [rows, inputs] times a packed weight, transposed.
+LEANSEEK_API int32_t leanseek_packed_linear(int32_t variant, int32_t threads, int32_t bits, const void *x, int64_t rows,
+                                            int64_t inputs, const void *codes, const void *scales, int64_t outputs,
+                                            void *out);
+// A layer's experts: out [tokens, dim] = sum over a token's chosen experts of weight * down(silu(gate x) * (up x)).
+LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, int32_t bits, const void *x,
+                                             int64_t tokens, int64_t dim, const void *weights, const void *chosen,
+                                             int64_t per_token, int64_t experts, const void *gate_up_codes,
+                                             const void *gate_up_scales, int64_t width, const void *down_codes,
+                                             const void *down_scales, void *out);

@@ -59,10 +59,11 @@ void rms_norm_of(int threads, const void *x, const void *residual, const void *w
     leanseek_parallel_for(Norm<T>::piece, &work, (rows + step - 1) / step, threads);
 }
 
-void rms_norm(int threads, int type, const void *x, const void *residual, const void *weight, void *sum, void *out,
+int rms_norm(int threads, int type, const void *x, const void *residual, const void *weight, void *sum, void *out,
               int64_t rows, int64_t width, float eps) {
     if (type == 1) rms_norm_of<bf16>(threads, x, residual, weight, sum, out, rows, width, eps);
     else rms_norm_of<float>(threads, x, residual, weight, sum, out, rows, width, eps);
+    return 0;
 }
 
 }  // namespace

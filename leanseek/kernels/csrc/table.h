@@ -8,8 +8,16 @@ typedef void (*leanseek_piece)(void *work, int64_t begin, int64_t end);
 typedef void (*leanseek_parallel)(leanseek_piece piece, void *work, int64_t count, int threads);
 
 struct leanseek_table {
-    void (*rms_norm)(int threads, int type, const void *x, const void *residual, const void *weight, void *sum,
+    int (*rms_norm)(int threads, int type, const void *x, const void *residual, const void *weight, void *sum,
                      void *out, int64_t rows, int64_t width, float eps);
+    int (*pack)(int threads, int type, int bits, const void *weight, int64_t rows, int64_t width, uint8_t *codes,
+                void *scales);
+    int (*packed_linear)(int threads, int bits, const float *x, int64_t rows, int64_t inputs, const uint8_t *codes,
+                         const void *scales, int64_t outputs, float *out);
+    int (*packed_experts)(int threads, int bits, const float *x, int64_t tokens, int64_t dim, const float *weights,
+                          const int64_t *chosen, int64_t per_token, int64_t experts, const uint8_t *gate_up_codes,
+                          const void *gate_up_scales, int64_t width, const uint8_t *down_codes,
+                          const void *down_scales, float *out);
 };
 
 void leanseek_parallel_for(leanseek_piece piece, void *work, int64_t count, int threads);

@@ -4,6 +4,8 @@
 // template of the library that two units hold is merged into one of them by the linker, and if that is the one with
 // AVX-512, an older processor stumbles over it.
 #include "norm.h"
+#include "pack.h"
+#include "quantised.h"
 #include "table.h"
 
 #define LEANSEEK_JOIN(a, b) a##b
@@ -12,6 +14,6 @@
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
-    static const leanseek_table table = {rms_norm};
+    static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts};
     return &table;
 }

@@ -1,0 +1,61 @@
+// The tile with AVX2: pairs of products in int16, which cannot overflow, see below; eight rows at a time.
+#pragma once
+#include <immintrin.h>
+
+namespace {
+
+template <int BITS, int M>
+void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int64_t *rows, float (*out)[PANEL]) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), high = _mm256_set1_epi8(char(0x80));
+    for (int h = 0; h < 2; h++) {
+        __m256 total[M];
+        for (int m = 0; m < M; m++) total[m] = _mm256_setzero_ps();
+        for (int64_t g = 0; g < x.groups; g++) {
+            __m256i w[8];
+            for (int j = 0; j < (BITS == 4 ? 4 : 8); j++) {
+                const uint8_t *from = codes + g * GROUP * PANEL * BITS / 8 + j * 64 + h * 32;
+                const __m256i loaded = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+                if (BITS == 4) {
+                    w[j] = _mm256_and_si256(loaded, low);
+                    w[j + 4] = _mm256_and_si256(_mm256_srli_epi16(loaded, 4), low);
+                } else {
+                    w[j] = _mm256_xor_si256(loaded, high);
+                }
+            }
+            __m256 s = _mm256_setzero_ps();
+            if (BITS == 4) {
+                const uint16_t *halves = static_cast<const uint16_t *>(scales) + g * PANEL + h * 8;
+                s = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+            }
+            for (int m = 0; m < M; m++) {
+                const int64_t at = rows[m] * x.groups + g;
+                __m256i sum = _mm256_setzero_si256();
+                for (int j = 0; j < 8; j++) {
+                    int32_t four;
+                    memcpy(&four, x.numbers + at * GROUP + j * 4, 4);
+                    const __m256i a = _mm256_set1_epi32(four);
+                    if (BITS == 4) {
+                        // Eight times 2 * 15 * 127 is 30480.
+                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], a));
+                    } else {
+                        // 2 * 128 * 127 is 32512: the sign moves to the activations.
+                        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), _mm256_sign_epi8(a, w[j]));
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+                if (BITS == 4)
+                    sum = _mm256_sub_epi32(_mm256_madd_epi16(sum, ones), _mm256_set1_epi32(8 * x.sums[at]));
+                const __m256 scale =
+                    BITS == 4 ? _mm256_mul_ps(s, _mm256_set1_ps(x.scales[at])) : _mm256_set1_ps(x.scales[at]);
+                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, total[m]);
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            if (BITS == 8)
+                total[m] = _mm256_mul_ps(total[m], _mm256_loadu_ps(static_cast<const float *>(scales) + h * 8));
+            _mm256_storeu_ps(out[m] + h * 8, total[m]);
+        }
+    }
+}
+
+}  // namespace

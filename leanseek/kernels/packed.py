@@ -1,0 +1,306 @@
+"""Packed weights: int8 by row or int4 in groups of 32, and products with them on activations rounded to int8.
+
+Layout, version 1. A weight [O, D] is padded with zeros to panels of 16 rows and groups of 32 columns. A group of a
+panel holds its 16 rows side by side, four columns at a time, so that a lane of a wide register is a row:
+
+    int8: codes uint8 [panels, groups, 512]; the byte at 64 j + 4 r + b is row r's column 4 j + b, plus 128;
+          scales float32 [panels, 16]: one a row.
+    int4: codes uint8 [panels, groups, 256]; the byte at 64 j + 4 r + b has in its lower half row r's column 4 j + b and
+          in its upper half column 16 + 4 j + b, each plus 8; scales float16 [panels, groups, 16].
+
+Stacked weights (experts) have one more dimension in front; gate and up are each padded to 32 rows before they are
+stacked. A product rounds each group of 32 activations to int8 with a scale of its own (largest / 127, to the nearest,
+ties to even), multiplies exactly in integers within a group, and adds groups up in fp32. Why groups and not whole rows:
+a channel that stands out would take the others' bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanseek.errors import KernelError
+from leanseek.kernels import native
+from leanseek.kernels.registry import chosen, native_implementation, reference
+
+LAYOUT = 1
+PANEL, GROUP = 16, 32
+BITS = (4, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A weight, or a stack of them, in the layout above.
+
+    Args:
+        codes: uint8, [..., panels, groups, 64 * bits].
+        scales: int8: float32, [..., panels, 16]; int4: float16, [..., panels, groups, 16].
+        outputs: O, rows that are there; in a stack of gate and up the width F of one.
+        inputs: D, columns that are there.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    outputs: int
+    inputs: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of a number: 4 or 8."""
+        return self.codes.shape[-1] // 64
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return self.codes.nbytes + self.scales.nbytes
+
+
+def empty_packed(bits: int, outputs: int, inputs: int, *stack: int, halves: int = 1, device: str = "cpu") -> Packed:
+    """Return memory for a weight.
+
+    Args:
+        bits: 4 or 8.
+        outputs, inputs: of the weight.
+        stack: dimensions in front.
+        halves: 2 for gate and up stacked, each of `outputs` rows.
+        device: "meta" to know the shapes alone.
+    """
+    assert bits in BITS
+    panels = -(-outputs // PANEL) if halves == 1 else 2 * -(-outputs // GROUP) * (GROUP // PANEL)
+    groups = -(-inputs // GROUP)
+    codes = torch.empty((*stack, panels, groups, 64 * bits), dtype=torch.uint8, device=device)
+    kind = torch.float16 if bits == 4 else torch.float32
+    shape = (*stack, panels, groups, PANEL) if bits == 4 else (*stack, panels, PANEL)
+    return Packed(codes, torch.empty(shape, dtype=kind, device=device), outputs, inputs)
+
+
+def pack(weight_OD: Tensor, bits: int) -> Packed:
+    """Round and pack a weight.
+
+    int8 takes a row's largest number to 127. int4 tries six scales for each group, fits each to its codes, and keeps
+    the one with the least squared error: 10% less of it than by the largest number alone.
+
+    Args:
+        weight_OD: fp32 or bf16.
+        bits: 4 or 8.
+    Raises:
+        KernelError: a weight is not finite, or too large for fp16's scales.
+    """
+    packed = empty_packed(bits, *weight_OD.shape)
+    pack_into(weight_OD, packed.codes, packed.scales)
+    return packed
+
+
+def pack_into(weight_OD: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Pack a weight into memory that is there, [panels, groups, ...]; see `pack`."""
+    weight_OD = weight_OD.detach()
+    if native.type_code(weight_OD.dtype) is None:
+        weight_OD = weight_OD.float()
+    function = chosen("pack") or pack_reference
+    function(weight_OD.contiguous(), codes, scales)
+
+
+def packed_linear(x_TD: Tensor, weight: Packed) -> Tensor:
+    """Multiply by a packed weight, transposed.
+
+    Args:
+        x_TD: [..., D], any float type, on the CPU.
+        weight: not a stack.
+    Returns:
+        [..., O], in the type of `x_TD`. A number that is not finite makes its whole row not a number.
+    """
+    flat = x_TD.reshape(-1, x_TD.shape[-1])
+    function = chosen("packed_linear") or packed_linear_reference
+    out: Tensor = function(flat.float(), weight)
+    return out.to(x_TD.dtype).view(*x_TD.shape[:-1], weight.outputs)
+
+
+def packed_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up: Packed, down: Packed) -> Tensor:
+    """Compute a layer's routed experts; `kernels.experts.experts_reference` says what that is.
+
+    Args:
+        x_TD: any float type, on the CPU.
+        weights_TK: mixing weights.
+        experts_TK: int64 in [0, E).
+        gate_up: a stack of E, gate and up.
+        down: a stack of E.
+    Returns:
+        [T, D], in the type of `x_TD`. Each row is the same whatever the other rows are.
+    Raises:
+        KernelError: a choice is none of the experts.
+    """
+    function = chosen("packed_experts") or packed_experts_reference
+    out: Tensor = function(x_TD.float(), weights_TK.float(), experts_TK, gate_up, down)
+    return out.to(x_TD.dtype)
+
+
+def unpack(weight: Packed) -> Tensor:
+    """Return the numbers that a packed weight stands for, fp32, [..., O, D]; gate and up one after the other."""
+    numbers, scales = unpack_codes(weight), weight.scales.float()
+    if weight.bits == 4:
+        scales = scales.transpose(-1, -2).unsqueeze(-1)  # [..., panels, 16, groups, 1]
+    else:
+        scales = scales[..., None, None]
+    whole = (numbers * scales).flatten(-2).flatten(-3, -2)[..., : weight.inputs]
+    rows = whole.shape[-2]
+    if rows - weight.outputs < PANEL:
+        return whole[..., : weight.outputs, :]
+    gate, up = whole[..., : rows // 2, :], whole[..., rows // 2 :, :]
+    return torch.cat((gate[..., : weight.outputs, :], up[..., : weight.outputs, :]), dim=-2)
+
+
+def unpack_codes(weight: Packed) -> Tensor:
+    """Return the whole numbers of a packed weight, padding and all, fp32, [..., panels, 16, groups, 32]."""
+    codes = weight.codes.unflatten(-1, (-1, PANEL, 4))  # [..., panels, groups, j, r, b]
+    if weight.bits == 4:
+        numbers = torch.cat((codes & 15, codes >> 4), dim=-3).float() - 8
+    else:
+        numbers = codes.float() - 128
+    return numbers.movedim(-2, -4).flatten(-2)
+
+
+def round_activations(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Round activations as the kernels do; return whole numbers [T, groups, 32] and scales [T, groups], fp32."""
+    padded = F.pad(x_TD.float(), (0, -x_TD.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    largest = padded.abs().amax(-1)
+    nought = largest < 1e-36
+    inverse = torch.where(nought, 0.0, 127.0 / largest)
+    finite = padded.isfinite().all(-1)
+    numbers = torch.where(finite.unsqueeze(-1), (padded * inverse.unsqueeze(-1)).round(), 0.0)
+    scales = torch.where(nought, 0.0, largest / 127.0)
+    return numbers, torch.where(finite, scales, float("nan"))
+
+
+@reference("pack")
+def pack_reference(weight_OD: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Pack in plain torch; the definition, but for ties between scales that fit equally well."""
+    panels, groups = codes.shape[0], codes.shape[1]
+    if not weight_OD.isfinite().all():
+        raise KernelError("pack: a weight is not finite: it cannot be packed")
+    rows, width = weight_OD.shape
+    padded = F.pad(weight_OD.float(), (0, groups * GROUP - width, 0, panels * PANEL - rows))
+    if codes.shape[2] == 512:
+        largest = padded.abs().amax(1)
+        nought = largest < 1e-36
+        scales.copy_(torch.where(nought, 0.0, largest / 127.0).view(panels, PANEL))
+        inverse = torch.where(nought, 0.0, 127.0 / largest)
+        numbers = (padded * inverse.unsqueeze(1)).round().clamp_(-127, 127) + 128
+        codes.copy_(_interleaved(numbers.to(torch.uint8), panels, groups))
+        return
+    grouped = padded.view(panels * PANEL, groups, GROUP)
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    nought = largest.abs() < 1e-30
+    best_codes, best_scale = torch.zeros_like(grouped), torch.zeros_like(largest)
+    best = torch.full_like(largest, float("inf"))
+    for part in (1.0, 0.96, 0.92, 0.87, 1.06, 1.125):
+        q = torch.where(nought, 0.0, grouped / (largest * part * -0.125)).round().clamp_(-8, 7)
+        squares = (q * q).sum(-1, keepdim=True)
+        scale = torch.where(squares == 0, 0.0, (q * grouped).sum(-1, keepdim=True) / squares).half().float()
+        error = (grouped - scale * q).square().sum(-1, keepdim=True)
+        better = (error < best) & ~nought
+        best = torch.where(better, error, best)
+        best_codes, best_scale = torch.where(better, q, best_codes), torch.where(better, scale, best_scale)
+    if not best_scale.isfinite().all():
+        raise KernelError("pack: a weight is too large for its scale: it cannot be packed")
+    scales.copy_(best_scale.view(panels, PANEL, groups).transpose(1, 2))
+    codes.copy_(_interleaved((best_codes + 8).to(torch.uint8).flatten(1), panels, groups, halves=True))
+
+
+@reference("packed_linear")
+def packed_linear_reference(x_TD: Tensor, weight: Packed) -> Tensor:
+    """Compute `packed_linear` in plain torch: the same integers, and sums in another order."""
+    return _product(x_TD, weight)[:, : weight.outputs]
+
+
+@reference("packed_experts")
+def packed_experts_reference(
+    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up: Packed, down: Packed
+) -> Tensor:
+    """Compute `packed_experts` in plain torch, expert by expert."""
+    if experts_TK.numel() and not 0 <= int(experts_TK.min()) <= int(experts_TK.max()) < gate_up.codes.shape[0]:
+        raise KernelError("packed_experts: a token chose an expert that there is not")
+    out_TD = torch.zeros_like(x_TD)
+    for expert in experts_TK.unique().tolist():
+        rows, places = (experts_TK == expert).nonzero(as_tuple=True)
+        one = Packed(gate_up.codes[expert], gate_up.scales[expert], gate_up.outputs, gate_up.inputs)
+        both = _product(x_TD.index_select(0, rows), one)
+        gate, up = both.chunk(2, dim=-1)
+        last = Packed(down.codes[expert], down.scales[expert], down.outputs, down.inputs)
+        hidden = (F.silu(gate) * up)[:, : down.inputs]
+        mixed = _product(hidden, last)[:, : down.outputs] * weights_TK[rows, places].unsqueeze(1)
+        out_TD.index_add_(0, rows, mixed)
+    return out_TD
+
+
+@native_implementation("pack")
+def _pack(variant: str, weight_OD: Tensor, codes: Tensor, scales: Tensor) -> None:
+    code, bits = native.type_code(weight_OD.dtype), codes.shape[-1] // 64
+    assert codes.is_contiguous() and scales.is_contiguous() and weight_OD.is_contiguous()
+    native.call("pack", variant, code, bits, weight_OD, *weight_OD.shape, codes, scales)
+    panels = -(-weight_OD.shape[0] // PANEL)
+    codes[panels:] = 0x88 if bits == 4 else 0x80  # noughts
+    scales[panels:] = 0
+
+
+@native_implementation("packed_linear")
+def _packed_linear(variant: str, x_TD: Tensor, weight: Packed) -> Tensor:
+    assert x_TD.shape[1] == weight.inputs and weight.codes.ndim == 3
+    x_TD = x_TD.contiguous()
+    out_TO = x_TD.new_empty(x_TD.shape[0], weight.outputs)
+    rows, inputs = x_TD.shape
+    native.call(
+        "packed_linear", variant, weight.bits, x_TD, rows, inputs, weight.codes, weight.scales, weight.outputs, out_TO
+    )
+    return out_TO
+
+
+@native_implementation("packed_experts")
+def _packed_experts(
+    variant: str, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up: Packed, down: Packed
+) -> Tensor:
+    assert x_TD.shape[1] == gate_up.inputs == down.outputs and gate_up.outputs == down.inputs
+    assert experts_TK.dtype == torch.int64 and gate_up.bits == down.bits
+    x_TD, weights_TK, experts_TK = x_TD.contiguous(), weights_TK.contiguous(), experts_TK.contiguous()
+    out_TD = torch.empty_like(x_TD)
+    native.call(
+        "packed_experts",
+        variant,
+        gate_up.bits,
+        x_TD,
+        *x_TD.shape,
+        weights_TK,
+        experts_TK,
+        experts_TK.shape[1],
+        gate_up.codes.shape[0],
+        gate_up.codes,
+        gate_up.scales,
+        gate_up.outputs,
+        down.codes,
+        down.scales,
+        out_TD,
+    )
+    return out_TD
+
+
+def _product(x_TD: Tensor, weight: Packed) -> Tensor:
+    """Return the product with all rows of the panels, the padded ones too."""
+    numbers, x_scales = round_activations(x_TD)
+    codes = unpack_codes(weight)  # whole numbers in fp32: a group's sum stays below 2^24, and is exact
+    sums = torch.einsum("tgk,prgk->tprg", numbers, codes)
+    scales = x_scales[:, None, None, :]
+    if weight.bits == 4:
+        sums = sums * (weight.scales.float().transpose(1, 2) * scales)
+        return sums.sum(-1).flatten(1)
+    return ((sums * scales).sum(-1) * weight.scales).flatten(1)
+
+
+def _interleaved(codes: Tensor, panels: int, groups: int, *, halves: bool = False) -> Tensor:
+    """Return [rows, columns] codes in the order of the layout."""
+    split = codes.view(panels, PANEL, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4)
+    if halves:
+        lower, upper = split.chunk(2, dim=2)
+        split = lower | (upper << 4)
+    return split.flatten(2)

@@ -91,7 +91,7 @@ def test_specialists_become_one_model(make_run, tiny_config, quiet, tmp_path):
         "stages__merged": {"kind": "distill", "after": "sft", "teachers": ["adder", "finder"]},
         "distill__development_problems": 2,
     }
-    run = make_run(**few, **line)
+    run = make_run(eval__problems=2, **few, **line)
     stages.make(run)
     assert [run.recipe.before(name) for name in ("adder", "finder", "merged")] == ["sft"] * 3
     rows = RunLog(run.metrics_path).read("merged")
@@ -110,3 +110,56 @@ def test_a_task_that_no_specialist_had_is_told(make_run, quiet):
     run = make_run(sft__steps=1, grpo__steps=1, **line)
     with pytest.raises(ConfigError, match=r"none of its teachers \(adder\) had largest"):
         stages.make(run)
+
+
+def test_traces_of_a_server_teach_a_student_of_another_tokenizer(folders, quiet, tiny_tokenizer, monkeypatch):
+    import leanseek.rl.collect as collect
+    from leanseek.engine.request import Output
+    from leanseek.evals.attempts import Attempt
+    from leanseek.messages import Message
+
+    class Sage:
+        shown, model = "https://sage.example/v1", "sage-1"
+
+        def __init__(self, url, settings, environments):
+            assert url == "https://sage.example" and settings.at_once == 3
+
+        def reply(self, problems, first):
+            return [
+                Attempt(
+                    problem,
+                    [],
+                    Message("assistant", str(problem.data["answer"]), f"look {i}"),
+                    Output("", 0, [i, i], "", finish_reason="stop"),
+                    {},
+                    right,
+                    True,
+                )
+                for problem in problems
+                for i, right in enumerate((True, False))
+            ]
+
+    monkeypatch.setattr(collect, "Endpoint", Sage)
+    Tokenizer.train(["other words altogether, and more of them"] * 9, 320).save("small")
+    words = "--method traces --traces.at_once 3 --traces.licence".split()
+    given = ["--teacher", "https://sage.example", "--model", "small", "--run", "run"]
+    assert main(["distill", *given, *words, "MIT, by its terms", *FAST]) == 0
+    run = Run.open("run")
+    assert list(run.recipe.line) == ["traces", "sft", "eval"] and run.summary["traces"]["kept"] == 4
+    (where,) = run.summary["traces"]["provenance"]
+    assert where.items() >= {"url": Sage.shown, "model": "sage-1", "licence": "MIT, by its terms"}.items()
+    assert where["date"][:4].isdecimal() and where["temperature"] == 1.0
+    card = run.card_path.read_text()
+    assert "Replies of sage-1 at https://sage.example/v1 were learnt from" in card and "MIT, by its terms" in card
+
+
+def test_logits_are_of_the_teachers_own_replies_where_they_are_drawn(folders, quiet, monkeypatch):
+    import leanseek.rl.collect as collect
+
+    monkeypatch.setattr(collect, "best", lambda attempts, keep, easiest: list(attempts[:keep]))
+    words = ["--method", "logits", "--teacher", "teacher", "--model", "small", "--run", "run"]
+    assert main(["distill", *words, *FAST]) == 0
+    run = Run.open("run")
+    assert list(run.recipe.line) == ["traces", "distill", "eval"] and run.summary["traces"]["kept"] == 4
+    rows = RunLog(run.metrics_path).read("distill")
+    assert rows[-1]["loss"] < rows[0]["loss"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from leanseek.engine.request import Output
@@ -27,3 +30,29 @@ def test_what_a_reply_earns(correct, formed, tokens, expected):
     settings = GrpoSettings(max_new_tokens=10, overlong_tokens=2, format_reward=0.5)
     assert reward(attempt_of(tokens, bool(correct), bool(formed)), settings) == expected
     assert reward(attempt_of(tokens, bool(correct), bool(formed)), GrpoSettings()) == correct
+
+
+@pytest.mark.parametrize("price", [0.2, 0.5, 3.0])
+def test_length_orders_replies_as_effort_wants_and_never_a_wrong_one_before_a_right_one(price):
+    settings = GrpoSettings(max_new_tokens=100, length_reward=price)
+
+    def earned(tokens: int, correct: bool, effort: str | None) -> float:
+        return reward(replace(attempt_of(tokens, correct, True), effort=effort), settings)
+
+    for effort in ("low", "high", "max"):
+        short, long = earned(10, True, effort), earned(100, True, effort)
+        assert short > long > earned(1, False, effort), "shorter is better, and right is better still"
+        assert earned(10, False, effort) > earned(90, False, effort) or price > 1
+    gaps = {effort: earned(10, True, effort) - earned(100, True, effort) for effort in ("low", "high", "max")}
+    if price <= 0.5:  # no cap is reached
+        assert gaps["low"] == pytest.approx(0.9 * price)
+        assert gaps["high"] / gaps["low"] == pytest.approx(math.exp(-25 / 15))
+        assert gaps["max"] / gaps["low"] == pytest.approx(math.exp(-50 / 15))
+    assert earned(100, True, None) == 1.0, "a prompt without an effort costs nothing"
+
+
+def test_language_and_rubric_are_added():
+    reply = Message("assistant", "4", "two да")
+    one = replace(attempt_of(4, True, True), reply=reply, output=Output("r", 0, [7], "", finish_reason="stop"))
+    settings = GrpoSettings(language="en", language_reward=0.2, rubric={"ended": 0.1, "fresh": 0.1, "leads": 5.0})
+    assert reward(one, settings) == pytest.approx(1 + 0.2 * 0.5 + 0.2)

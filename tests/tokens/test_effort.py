@@ -1,0 +1,23 @@
+"""Effort: where a prompt says it, and that every problem keeps its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from leanseek.messages import Message
+from leanseek.tokens.effort import BUDGETS, effort_of, with_effort
+
+ASKED = [Message("user", "2+2")]
+
+
+def test_it_stands_before_the_system_text():
+    assert with_effort(ASKED, None) == ASKED
+    assert with_effort(ASKED, "low") == [Message("system", "Reasoning Effort: 50"), *ASKED]
+    told = with_effort([Message("system", "Be kind."), *ASKED], "max")
+    assert told == [Message("system", "Reasoning Effort: 100\n\nBe kind."), *ASKED]
+
+
+def test_problems_share_the_efforts_evenly_and_keep_theirs():
+    found = Counter(effort_of(f"problem {i}", list(BUDGETS)) for i in range(3000))
+    assert set(found) == set(BUDGETS) and max(found.values()) < 1100  # 1000 each, within 4 standard deviations
+    assert effort_of("x", ["low", "max"]) == effort_of("x", ["low", "max"]) and effort_of("x", []) is None

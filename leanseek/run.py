@@ -26,6 +26,7 @@ CONTENTS = (
     "metrics.jsonl",
     "ledger.jsonl",
     "samples.jsonl",
+    "watched.jsonl",
     "report.html",
     "MODEL_CARD.md",
     "checkpoints",
@@ -117,6 +118,11 @@ class Run:
     def films_folder(self) -> Path:
         """Of each task that has pictures an episode of the last model: `<task>.webp`."""
         return self.folder / "films"
+
+    @property
+    def watched_path(self) -> Path:
+        """One JSON line per reply to the same few problems, at every look that a stage takes at how far it is."""
+        return self.folder / "watched.jsonl"
 
     @property
     def report_path(self) -> Path:

@@ -30,7 +30,7 @@ from leanseek.errors import ConfigError, RunError, nearest
 from leanseek.evals.accuracy import distinct_problems
 from leanseek.evals.evaluation import development_accuracy, evaluate_run
 from leanseek.evals.report import write_report
-from leanseek.files import write_atomic
+from leanseek.files import append_line, write_atomic
 from leanseek.forecast import as_summary, forecast
 from leanseek.kernels.threads import available_threads, share_out
 from leanseek.log import RunLog, say
@@ -263,7 +263,16 @@ class _Line:
         own = recipe.settings_of(name, SettingsGroup)
         limit = getattr(own, "max_new_tokens", recipe.grpo.max_new_tokens)
 
+        looks = [row["look"] for row in RunLog(self.run.watched_path).read(name) if isinstance(row.get("look"), int)]
+        look = itertools.count(max(looks, default=0) + 1)
+
         def accuracy(model: Transformer) -> dict[str, float]:
+            number = next(look)
+
+            def keep(sample: dict[str, Any]) -> None:
+                row = json.dumps(sample | {"stage": name, "look": number}, ensure_ascii=False)
+                append_line(self.run.watched_path, row)
+
             return development_accuracy(
                 model,
                 tokenizer,
@@ -275,6 +284,7 @@ class _Line:
                 context_tokens=limit + recipe.data.sequence_tokens,
                 workers=self.workers,
                 effort=recipe.efforts[-1] if recipe.efforts else None,
+                on_attempt=keep,
             )
 
         return accuracy

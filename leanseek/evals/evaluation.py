@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from leanseek.train.trainer import Meter
 
 # Held-out problems per task whose replies are kept to be looked at.
 SHOWN = 6
+# Problems per task whose replies are kept at every look on the way.
+WATCHED = 2
 BATCH = 512
 
 
@@ -116,6 +118,7 @@ def development_accuracy(
     context_tokens: int,
     workers: int = 1,
     effort: str | None = None,
+    on_attempt: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
     """Return each task's greedy accuracy on the development split, as heldout_<task>.
 
@@ -126,6 +129,7 @@ def development_accuracy(
         context_tokens: longest prompt and reply together.
         workers: threads that share the work.
         effort: that the prompts ask for.
+        on_attempt: called with the first WATCHED replies of each task, as a page shows them.
     """
     engine = EnginePool(model, tokenizer, workers=workers, max_batch=problems, max_context_tokens=context_tokens)
     found = {}
@@ -142,6 +146,8 @@ def development_accuracy(
             effort=effort,
         )
         found[f"heldout_{environment.name}"] = result.greedy.share
+        for one in result.attempts[:WATCHED] if on_attempt is not None else ():
+            on_attempt(_sample(environment, "", one))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def write_report(folder: Path) -> Path:
     return run.report_path
 
 
-def render(page: Mapping[str, Any]) -> str:
+def render(page: Mapping[str, Any], template: str = "report.html") -> str:
     """Return the page: template, style, script and vendored chart library in one, every text escaped.
 
     Its content security policy lets only its own two scripts run, and nothing be loaded.
@@ -58,7 +58,7 @@ def render(page: Mapping[str, Any]) -> str:
 
     templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     scripts = [read("vendor/uPlot.iife.min.js"), read("report.js")]
-    return templates.from_string(read("report.html")).render(
+    return templates.from_string(read(template)).render(
         **page,
         styles=[read("vendor/uPlot.min.css"), read("report.css")],
         scripts=scripts,
@@ -94,9 +94,10 @@ def contents(run: Run) -> dict[str, Any]:
         "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
         "data": values_without_nan([chart.to_dict() for chart in drawn]),
         "films": _films(run.films_folder),
+        "watched": _watched(RunLog(run.watched_path).read(), titles),
         "samples": _samples(RunLog(run.samples_path).read(), models),
         "stages": _stages(costs, titles),
-        "total": _cost(total) if total["seconds"] else None,
+        "total": cost_cells(total) if total["seconds"] else None,
         "meter": describe_meter(total["meter"]) if total["meter"] else "",
         "energy": _energy_in_words(total["joules"]),
         "price": units.format_usd(run.recipe.cost.usd_per_hour),
@@ -116,20 +117,8 @@ def _tasks(accuracy: Mapping[str, Any], models: Mapping[str, str]) -> list[dict[
             share = values.get(stage)
             if share is None:
                 continue
-            low, high = (values.get("interval") or {}).get(stage) or (share, share)
-            bars.append(
-                {
-                    "stage": stage,
-                    "title": title,
-                    "colour": _colour(stage, place),
-                    "share": share,
-                    "text": units.format_percent(share),
-                    "width": f"{100 * share:.2f}",
-                    "low": f"{100 * low:.2f}",
-                    "span": f"{100 * (high - low):.2f}",
-                    "interval": f"95% interval {100 * low:.1f} to {100 * high:.1f}%",
-                }
-            )
+            interval = (values.get("interval") or {}).get(stage)
+            bars.append(bar(stage, title, _colour(stage, place), share, interval))
         tasks.append(
             {
                 "name": name,
@@ -142,6 +131,30 @@ def _tasks(accuracy: Mapping[str, Any], models: Mapping[str, str]) -> list[dict[
             }
         )
     return tasks
+
+
+def bar(stage: str, title: str, colour: str, share: float, interval: Sequence[float] | None) -> dict[str, Any]:
+    """Return an accuracy as the pages draw it.
+
+    Args:
+        stage: the model's name.
+        title: what to call it.
+        colour: class of the style sheet.
+        share: right answers, 0 to 1.
+        interval: 95%, where it is known.
+    """
+    low, high = interval or (share, share)
+    return {
+        "stage": stage,
+        "title": title,
+        "colour": colour,
+        "share": share,
+        "text": units.format_percent(share),
+        "width": f"{100 * share:.2f}",
+        "low": f"{100 * low:.2f}",
+        "span": f"{100 * (high - low):.2f}",
+        "interval": f"95% interval {100 * low:.1f} to {100 * high:.1f}%",
+    }
 
 
 def _colour(stage: str, place: int) -> str:
@@ -287,6 +300,35 @@ def _samples(rows: Iterable[Mapping[str, Any]], models: Mapping[str, str]) -> li
     ]
 
 
+def _watched(rows: Iterable[Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return how each stage answered the same problems at its first look, on the way and at its last."""
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("stage") in titles and isinstance(row.get("look"), int):
+            key = (str(row["stage"]), str(row.get("environment")), str(row.get("prompt", "")))
+            found.setdefault(key, []).append(row)
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for (stage, task, prompt), looks in found.items():
+        looks.sort(key=lambda row: row["look"])
+        if len(looks) < 2:
+            continue
+        shown = [looks[place] for place in sorted({0, len(looks) // 2, len(looks) - 1})]
+        replies = [
+            {
+                "title": f"look {row['look']} of {looks[-1]['look']}",
+                "colour": "grpo" if row is shown[-1] else "sft" if row is not shown[0] else "base",
+                "reasoning": str(row.get("reasoning") or "").strip(),
+                "answer": str(row.get("answer") or "").strip(),
+                "correct": bool(row.get("correct")),
+                "sound": row.get("sound"),
+            }
+            for row in shown
+        ]
+        problem = {"level": looks[0].get("level"), "prompt": prompt, "gold": str(looks[0].get("gold", ""))}
+        stages.setdefault(stage, []).append(problem | {"task": task, "replies": replies})
+    return [{"title": titles[stage], "problems": stages[stage]} for stage in titles if stage in stages]
+
+
 def _stages(costs: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
     whole = costs[ALL_STAGES]["seconds"] or 1.0
     known = [stage for stage in titles if stage in costs]
@@ -298,13 +340,14 @@ def _stages(costs: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -
             "title": titles.get(stage, stage),
             "share": units.format_percent(costs[stage]["seconds"] / whole),
             "width": f"{100 * costs[stage]['seconds'] / whole:.2f}",
-            **_cost(costs[stage]),
+            **cost_cells(costs[stage]),
         }
         for place, stage in enumerate((*known, *others))
     ]
 
 
-def _cost(values: Mapping[str, Any]) -> dict[str, str]:
+def cost_cells(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what something cost, as text."""
     peak = max(values["peak_memory_bytes"], values["device_peak_memory_bytes"])
     rate = values["flops"] / values["seconds"] if values["seconds"] else 0.0
     return {

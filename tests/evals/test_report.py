@@ -186,6 +186,16 @@ def test_damaged_files_do_not_stop_the_report(tmp_path):
     assert "73.0%" in Page(write_report(run.folder)).words
 
 
+def test_the_same_problems_are_shown_from_early_to_late(tmp_path):
+    run = whole_run(tmp_path / "run")
+    rows = [sample("grpo", look=look, answer=f"try {look}", prompt="which?") for look in (3, 1, 2, 4, 5)]
+    write_lines(run.watched_path, [*rows, sample("grpo", look=1, prompt="seen once"), sample("sft", look="x")])
+    words = Page(write_report(run.folder)).words
+    assert "From early to late" in words and "seen once" not in words
+    assert [f"try {look}" in words for look in range(1, 6)] == [True, False, True, False, True]
+    assert "look 1 of 5" in words and "look 5 of 5" in words
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"recipe\.toml"):
         write_report(tmp_path)

@@ -81,6 +81,8 @@ def test_the_four_stages_are_made_one_after_the_other(made, monkeypatch, capsys)
     assert {message.role for messages in kept.kept() for message in messages} == {"user", "assistant"}
     assert run.latest().name == "preferred-2" and len(run.checkpoints()) == 6
     page, card = run.report_path.read_text(), run.card_path.read_text()
+    looks = RunLog(run.watched_path).read("reasoning")
+    assert {row["look"] for row in looks} == {1} and len(looks) == 6
     assert "after second sft" in page and "Reasoning: entropy" in page and "not finished" not in page
     assert "Second sft (SFT)" in card and "18 replies kept of 72 to 18 problems" in card
     assert all("reward" in row for row in RunLog(run.metrics_path).read("preferred"))

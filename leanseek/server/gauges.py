@@ -17,6 +17,9 @@ def gauges(bridge: Bridge) -> Iterator[Gauge]:
     """
     yield "leanseek_ready", "gauge", "1 once the model answers", int(bridge.state == "ready"), {}
     yield "leanseek_requests_under_way", "gauge", "Requests that the engine has or will get", bridge.under_way, {}
+    joules, said = bridge.metrics.joules.total, bridge.metrics.completion_tokens.total
+    if joules and said:
+        yield "leanseek_joules_per_token", "gauge", "Energy of a reply's token, prompts included", joules / said, {}
     if bridge.state != "ready":
         return
     engine: Any = bridge.engine

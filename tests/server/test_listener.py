@@ -201,6 +201,15 @@ def test_url():
     listener._socket.close()
 
 
+def text_of(listener, path):
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
 def ask(listener, text="start 5 +3 " * 6):
     connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "seed": 1}
@@ -231,6 +240,7 @@ def test_answers_tell_what_they_cost(tmp_path, tiny_model, tiny_tokenizer):
         usage = ask(listener)
         assert listener.bridge.engine.speculation is None
         assert [one["id"] for one in get(listener, "/v1/models")[1]["data"]][:2] == ["model", "mine"]
+        assert b"\nleanseek_joules_per_token " in text_of(listener, "/metrics")
     assert usage["joules"] > 0
     assert 0 < usage["usd"] < 0.05
     assert ":" in usage["joules_meter"]

@@ -1,10 +1,11 @@
 """Load: what 1, 4, 16 and 64 clients get at once, against transformers serve; and what is left of it at ten times more.
 
 Each client asks, reads the stream to its end, waits for a while (exponentially distributed, so that arrivals are
-Poisson's) and asks again. Both servers have one torch thread, the same folder and the same prompts; tokens are greedy.
-Random weights: what is said does not matter, and hardly any reply ends early. The peer batches continuously. Its paged
-attention knows no latent cache, so the two are compared on a dense model (Qwen 3's architecture), and the DeepSeek
-model stands alone. Time to first token and between tokens are seen by the client, in milliseconds.
+Poisson's) and asks again. Both servers have one torch thread, the same folder and the same prompts; tokens are
+greedy. Random weights: what is said does not matter, and hardly any reply ends early. The peer batches continuously;
+as its paged cache takes keys and values to be of one width, it fails on a DeepSeek model (transformers 5.23:
+docs/log.md). So the two are compared on a dense model (Qwen 3's architecture), and the DeepSeek model stands alone.
+Time to first token and between tokens are seen by the client, in milliseconds.
 
 The overload row: ten times as many requests a second as are answered at saturation, against that saturation itself.
 """

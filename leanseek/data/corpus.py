@@ -55,8 +55,8 @@ def _worked(environment: Environment, problem: Problem, rng: random.Random) -> s
     Three tokens stand between problem and solution, as in a conversation, where the assistant's turn
     and its thinking begin there: what is learnt of distances holds in both.
     """
-    solution = environment.solution(problem, rng)
-    return f"{problem.prompt} think aloud\n{solution.reasoning_content}\n{solution.content}\n"
+    worked = environment.worked(problem, rng)
+    return f"{problem.prompt} think aloud\n{worked}\n"
 
 
 def _sentence(rng: random.Random, environment: Environment) -> str:

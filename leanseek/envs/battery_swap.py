@@ -68,7 +68,7 @@ class BatterySwap(World):
         Skill("latch", "Drive the pin up behind the pack."),
     )
 
-    def draw(self, level: int, rng: random.Random) -> Problem:
+    def propose(self, level: int, rng: random.Random) -> Problem:
         """Draw how far all is off."""
         data: dict[str, tuple[int, ...] | int] = {
             "pack": (rng.choice((-1, 1)) * rng.randint(9, 25), rng.choice((-1, 1)) * rng.randint(1, 9)),

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 from leanseek.envs.environment import Problem
@@ -50,18 +51,21 @@ class DeliveryDrone(World):
         Skill("charge", "Charge the battery; at the base only."),
     )
 
-    def draw(self, level: int, rng: random.Random) -> Problem:
-        """Draw a map that the expert can do."""
+    def propose(self, level: int, rng: random.Random) -> Problem:
+        """Draw any map."""
         parcels, zones, wind, charge = LEVELS[level]
-        while True:
-            data: dict[str, Any] = {"base": _point(rng), "charge": charge}
-            data["parcels"] = tuple((_point(rng), _point(rng)) for _ in range(parcels))
-            data["zones"] = tuple((*_point(rng), rng.randint(6, 14)) for _ in range(zones))
-            data["wind"] = (rng.randint(-wind, wind), rng.randint(-wind, wind))
-            problem = Problem(self.name, level, _prompt(data), data, _prompt(data))
-            steps = _route(data)
-            if steps and len(steps) <= self.most_calls and self._reaches(problem, steps):
-                return problem
+        data: dict[str, Any] = {"base": _point(rng), "charge": charge}
+        data["parcels"] = tuple((_point(rng), _point(rng)) for _ in range(parcels))
+        data["zones"] = tuple((*_point(rng), rng.randint(6, 14)) for _ in range(zones))
+        data["wind"] = (rng.randint(-wind, wind), rng.randint(-wind, wind))
+        return Problem(self.name, level, _prompt(data), data, _prompt(data))
+
+    def finished(self, problem: Problem) -> Problem | None:
+        """Return the map if the expert can do it."""
+        steps = _route(problem.data)
+        if not (0 < len(steps) <= self.most_calls and self._reaches(problem, steps)):
+            return None
+        return replace(problem, data={**problem.data, "route": tuple(steps)})
 
     def open(self, problem: Problem) -> State:
         """Return the drone at its base."""
@@ -69,7 +73,7 @@ class DeliveryDrone(World):
 
     def expert(self, problem: Problem) -> list[Step]:
         """Return the shortest ways round the zones, with a charge before a parcel that would empty the battery."""
-        return [Step(call) for call in _route(problem.data)]
+        return [Step(call) for call in problem.data["route"]]
 
 
 class Flight:

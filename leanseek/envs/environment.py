@@ -150,6 +150,11 @@ class Environment(ABC):
         """Return an answer that is well formed and wrong."""
         return str(int(problem.data["answer"]) + 1)
 
+    def worked(self, problem: Problem, rng: random.Random) -> str:
+        """Return a worked solution as plain text, for a corpus: the thinking, then the answer."""
+        solution = self.solution(problem, rng)
+        return f"{solution.reasoning_content}\n{solution.content}"
+
     def practice(self, rng: random.Random) -> str:
         """Return a true line of the kind that this task's thinking is made of, to be practised by itself."""
         level = rng.choice(self.levels)
@@ -169,10 +174,13 @@ class Environment(ABC):
         rng = random.Random(f"{self.name}/{split}/{seed}")
         while True:
             for level in chosen:
-                problem = self.draw(level, rng)
-                while problem.split != split:
-                    problem = self.draw(level, rng)
-                yield problem
+                yield self.draw_of(split, level, rng)
+
+    def draw_of(self, split: Split, level: int, rng: random.Random) -> Problem:
+        """Draw a problem of a split."""
+        while (problem := self.draw(level, rng)).split != split:
+            pass
+        return problem
 
     def start(self, problem: Problem) -> Episode:
         """Begin an attempt."""

@@ -51,27 +51,33 @@ class SmartHome(World):
         Skill("live", "Let the day pass; nothing can be changed afterwards."),
     )
 
-    def draw(self, level: int, rng: random.Random) -> Problem:
+    def propose(self, level: int, rng: random.Random) -> Problem:
         """Draw prices, devices with their times, and when somebody is at home."""
         count, warm = LEVELS[level]
-        while True:
-            names = rng.sample(sorted(DEVICES), count)
-            devices = []
-            for name in names:
-                after = rng.randint(0, 12)
-                before = rng.randint(after + DEVICES[name][1] + 4, HOURS) if after < 15 else HOURS
-                devices.append((name, after, min(before, HOURS)))
-            base, swing, peak = rng.randint(15, 25), rng.randint(6, 12), rng.randint(0, 23)
-            prices = tuple(
-                max(1, round(base + swing * math.cos((hour - peak) * math.pi / 8) + rng.uniform(-3, 3)))
-                for hour in range(HOURS)
-            )
-            data: dict[str, Any] = {"prices": prices, "devices": tuple(devices), "outside": rng.randint(-5, 8)}
-            data["home"] = (rng.randint(14, 17), rng.randint(18, 22), rng.randint(17, 20)) if warm else None
-            found = _cheapest(prices, tuple(devices), data["outside"], data["home"])
-            if found is not None:
-                data["budget"] = math.ceil(found[0] * SLACK)
-                return Problem(self.name, level, _prompt(data), data, _prompt(data))
+        names = rng.sample(sorted(DEVICES), count)
+        devices = []
+        for name in names:
+            after = rng.randint(0, 12)
+            before = rng.randint(after + DEVICES[name][1] + 4, HOURS) if after < 15 else HOURS
+            devices.append((name, after, min(before, HOURS)))
+        base, swing, peak = rng.randint(15, 25), rng.randint(6, 12), rng.randint(0, 23)
+        prices = tuple(
+            max(1, round(base + swing * math.cos((hour - peak) * math.pi / 8) + rng.uniform(-3, 3)))
+            for hour in range(HOURS)
+        )
+        data: dict[str, Any] = {"prices": prices, "devices": tuple(devices), "outside": rng.randint(-5, 8)}
+        data["home"] = (rng.randint(14, 17), rng.randint(18, 22), rng.randint(17, 20)) if warm else None
+        return Problem(self.name, level, "", data, _prompt(data))
+
+    def finished(self, problem: Problem) -> Problem | None:
+        """Set the budget, a little above the least that the day can cost."""
+        data = dict(problem.data)
+        found = _cheapest(data["prices"], data["devices"], data["outside"], data["home"])
+        if found is None:
+            return None
+        data["budget"] = math.ceil(found[0] * SLACK)
+        prompt = f"{_prompt(data)}\nbudget {data['budget']}"
+        return Problem(self.name, problem.level, prompt, data, problem.key)
 
     def open(self, problem: Problem) -> State:
         """Return the house at midnight."""
@@ -172,7 +178,7 @@ def _prompt(data: Any) -> str:
     if data["home"] is not None:
         first, last, wanted = data["home"]
         lines.append(f"warm {wanted} from {first} to {last}, outside {data['outside']}, heater {HEATER_KW} kW")
-    return "\n".join([*lines, f"fuse {FUSE_KW} kW", f"budget {data['budget']}"])
+    return "\n".join([*lines, f"fuse {FUSE_KW} kW"])
 
 
 @lru_cache(maxsize=4096)
@@ -204,19 +210,27 @@ def _starts(
     prices: tuple[int, ...], devices: Any, load: list[int], cost: int, bound: int | None
 ) -> tuple[int, tuple[int, ...]] | None:
     """Return the least cost below `bound` at which the devices can run beside a load, and when they start."""
-    if bound is not None and cost >= bound:
-        return None
     if not devices:
-        return cost, ()
-    (name, after, before), *rest = devices
-    power, hours = DEVICES[name]
+        return (cost, ()) if bound is None or cost < bound else None
+    ways = [_options(prices, device) for device in devices]
+    others = sum(way[0][0] for way in ways[1:])  # the least that the devices after this one can cost
+    power, hours = DEVICES[devices[0][0]]
     best: tuple[int, tuple[int, ...]] | None = None
-    options = sorted((power * sum(prices[at : at + hours]), at) for at in range(after, before - hours + 1))
-    for price, at in options:
+    for price, at in ways[0]:
+        if bound is not None and cost + price + others >= bound:
+            break
         if any(load[hour] + power > FUSE_KW for hour in range(at, at + hours)):
             continue
         taken = [kw + power * (at <= hour < at + hours) for hour, kw in enumerate(load)]
-        found = _starts(prices, rest, taken, cost + price, bound)
+        found = _starts(prices, devices[1:], taken, cost + price, bound)
         if found is not None:
             best, bound = (found[0], (at, *found[1])), found[0]
     return best
+
+
+@lru_cache(maxsize=4096)
+def _options(prices: tuple[int, ...], device: tuple[str, int, int]) -> list[tuple[int, int]]:
+    """Return what a device costs at every hour at which it may start, cheapest first."""
+    name, after, before = device
+    power, hours = DEVICES[name]
+    return sorted((power * sum(prices[at : at + hours]), at) for at in range(after, before - hours + 1))

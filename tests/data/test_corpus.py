@@ -83,7 +83,8 @@ def test_no_held_out_problem_is_asked_and_none_is_answered_in_a_line(name):
     task = load_environment(name)
     held_out = {p.prompt for split in ("test", "development") for p in distinct_problems(task, 300, 0, None, split)}
     assert len(held_out) > 100
-    for text in documents(0, 1500 if name != "countdown" else 200, [task]):
+    slow = ("countdown", "battery_swap", "delivery_drone", "smart_home")  # their solutions are searched for
+    for text in documents(0, 200 if name in slow else 1500, [task]):
         assert given_away(text, held_out) == []
 
 

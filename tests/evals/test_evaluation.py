@@ -11,6 +11,7 @@ from leanseek.checkpoint.directory import save_model
 from leanseek.cost.ledger import Charge
 from leanseek.engine.pool import EnginePool
 from leanseek.envs.environment import load_environment
+from leanseek.errors import TaskError
 from leanseek.evals.accuracy import distinct_problems, evaluate
 from leanseek.evals.evaluation import SHOWN, development_accuracy, evaluate_run
 
@@ -96,3 +97,30 @@ def test_progress_is_watched_on_problems_that_are_neither_trained_on_nor_judged_
     assert {problem.split for problem in seen} == {"development"} and len({p.key for p in seen}) == 14
     assert {problem.level for problem in seen if problem.environment == "largest"} == {3}
     assert development_accuracy(tiny_model, tiny_tokenizer, TASKS, **values, workers=2) == found
+
+
+def test_a_film_is_made_of_the_last_model_where_a_task_has_pictures(
+    make_run, make_model, tiny_tokenizer, monkeypatch, capsys
+):
+    run = make_run(eval__problems=9, data__sequence_tokens=450)
+    for stage, seed in (("pretrain", 1), ("grpo", 2)):
+        save_model(make_model(seed=seed, max_position_embeddings=512), run.checkpoint(stage, 2), tiny_tokenizer)
+    home = load_environment("smart_home:bare")
+    seen = []
+
+    def film(self, problem, calls):
+        seen.append((problem, calls))
+        return b"pictures"
+
+    assert evaluate_run(run, tiny_tokenizer, [home, TASKS[0]], Charge("test")).films == {}
+    monkeypatch.setattr(type(home), "film", film)
+    assert evaluate_run(run, tiny_tokenizer, [home, TASKS[0]], Charge("test")).films == {"smart_home": b"pictures"}
+    assert len(seen) == 1 and seen[0][0] == distinct_problems(home, 9, 0)[0], "untrained, it solves none"
+
+    def fail(self, problem, calls):
+        raise TaskError("no picture can be drawn here")
+
+    monkeypatch.setattr(type(home), "film", fail)
+    assert evaluate_run(run, tiny_tokenizer, [home], Charge("test")).films == {}
+    said = capsys.readouterr()
+    assert "no film of smart_home: no picture can be drawn here" in said.out + said.err

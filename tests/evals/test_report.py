@@ -250,3 +250,14 @@ def test_a_browser_draws_the_charts(tmp_path):
     assert page.count("<canvas") == 3
     # The legend shows where each curve ended.
     assert re.search(r"reward.*?u-value\">0\.8<", page)
+
+
+def test_a_film_is_in_the_page(tmp_path):
+    run = evaluated(whole_run(tmp_path / "run"))
+    assert "Watch it" not in Page(write_report(run.folder)).words
+    run.films_folder.mkdir()
+    (run.films_folder / "battery_swap.webp").write_bytes(b"pictures")
+    page = Page(write_report(run.folder))
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert images == ["data:image/webp;base64," + base64.b64encode(b"pictures").decode()]
+    assert "Watch it" in page.words

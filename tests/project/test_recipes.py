@@ -54,8 +54,9 @@ def test_recipes_load_and_name_what_exists(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     config = ModelConfig.from_file(PACKAGE / "presets" / f"{recipe.model}.json")
-    assert recipe.environments and set(recipe.environments) <= set(environments())
-    assert set(recipe.levels) <= set(recipe.environments)
+    tasks = {one.partition(":")[0] for one in recipe.environments}
+    assert tasks and tasks <= set(environments()) and all(map(load_environment, recipe.environments))
+    assert set(recipe.levels) <= tasks
     for environment, levels in recipe.levels.items():
         assert set(levels) <= set(load_environment(environment).levels)
     assert (recipe.tokenizer.vocab_size or config.vocab_size) <= config.vocab_size

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from leanseek.envs.environment import Environment, Episode, Problem, Turn
+from leanseek.envs.environment import Environment, Episode, Problem, Split, Turn
 from leanseek.envs.worlds.skills import Call, Skill, read_call, read_plan, tool_call, written
 from leanseek.errors import TaskError, nearest
 from leanseek.messages import Message
@@ -61,6 +61,27 @@ class World(Environment):
             self.tools = tuple(skill.spec() for skill in self.skills)
 
     @abstractmethod
+    def propose(self, level: int, rng: random.Random) -> Problem:
+        """Draw a problem, key and all, that may not be solvable yet: quickly, for most are of another split."""
+
+    def finished(self, problem: Problem) -> Problem | None:
+        """Return a proposed problem with all that it needs; None where the expert cannot solve it."""
+        return problem
+
+    def draw(self, level: int, rng: random.Random) -> Problem:
+        """Draw a problem that the expert can solve."""
+        while (problem := self.finished(self.propose(level, rng))) is None:
+            pass
+        return problem
+
+    def draw_of(self, split: Split, level: int, rng: random.Random) -> Problem:
+        """Draw such a problem of a split; only what is of the split is finished."""
+        while True:
+            proposed = self.propose(level, rng)
+            if proposed.split == split and (problem := self.finished(proposed)) is not None:
+                return problem
+
+    @abstractmethod
     def open(self, problem: Problem) -> State:
         """Return the world as it is before the first call."""
 
@@ -74,6 +95,22 @@ class World(Environment):
             return self.start(problem).expert(rng)
         steps = self.expert(problem)
         return Message("assistant", "\n".join(written(step.call) for step in steps), _thinking(steps))
+
+    def worked(self, problem: Problem, rng: random.Random) -> str:
+        """Return the expert's thinking and calls as plain text; nothing is carried out, so it costs little."""
+        if not self.multi_turn:
+            return super().worked(problem, rng)
+        lines = []
+        for step in self.expert(problem):
+            call = tool_call(step.call, self.skills, 0).tool_calls[0]
+            lines += [*([step.thought] if step.thought else []), f"{call.name}{call.arguments}"]
+        return "\n".join(lines)
+
+    def practice(self, rng: random.Random) -> str:
+        """Return a line of the expert's thinking, or of its calls where it does not think."""
+        problem = next(self.problems("train", rng.getrandbits(48), [rng.choice(self.levels)]))
+        thoughts = [step.thought for step in self.expert(problem) if step.thought]
+        return rng.choice(thoughts) if thoughts else rng.choice(self.worked(problem, rng).split("\n"))
 
     def check(self, problem: Problem, answer: str) -> bool:
         """Whether a plan, carried out in a fresh world, reaches the goal with its last call."""

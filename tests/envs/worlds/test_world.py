@@ -10,6 +10,7 @@ import pytest
 
 from leanseek.envs.environment import demonstrate, load_environment
 from leanseek.envs.validate import validate
+from leanseek.envs.worlds.skills import tool_call
 from leanseek.envs.worlds.world import WAYS, World
 from leanseek.errors import TaskError
 from leanseek.messages import Message, ToolCall
@@ -89,3 +90,15 @@ def test_calls_are_read_back_from_replies(name: str):
 def test_an_unknown_way_is_a_sentence(name: str):
     with pytest.raises(TaskError, match=f"{name}:bear: accepted are tools, bare, plan; did you mean bare"):
         load_environment(f"{name}:bear")
+
+
+def test_a_corpus_has_thinking_and_calls_and_carries_nothing_out(name: str, monkeypatch):
+    world, rng = load_environment(f"{name}:bare"), random.Random(0)
+    problem = next(world.problems("train", 0))
+    steps = world.expert(problem)
+    monkeypatch.setattr(type(world), "open", None)
+    lines = world.worked(problem, rng).split("\n")
+    assert [line for line in lines if line.endswith("}")] == [
+        call.name + call.arguments for call in (tool_call(step.call, world.skills, 0).tool_calls[0] for step in steps)
+    ]
+    assert [line for line in lines if not line.endswith("}")] == [step.thought for step in steps if step.thought]

@@ -16,7 +16,7 @@ from leanseek.errors import DataError, UsageError
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops, training_flops
-from leanseek.settings import Recipe, TrainSettings
+from leanseek.settings import DistillSettings, GrpoSettings, Recipe, SftSettings, TracesSettings, TrainSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 
@@ -147,31 +147,59 @@ class _Forecast:
         seconds += looks * flops / self.rates.train_flops_per_s
         found.append(self._stage("pretrain", steps * recipe.pretrain.batch_sequences * length, seconds))
 
-        trace = round(texts.prompt + texts.hasty)
-        steps, seconds = self._training(recipe.sft, recipe.sft.batch_sequences, trace)
-        looks = max(1, -(-steps // recipe.sft.validate_every))
-        seconds += looks * self._sampling(recipe.sft.development_problems * tasks, 1, texts.hasty)[1]
-        found.append(self._stage("sft", steps * recipe.sft.batch_sequences * trace, seconds))
-        found.append(self._grpo(tasks))
+        makers = {"sft": self._sft, "grpo": self._grpo, "traces": self._traces, "distill": self._distill}
+        for name, kind in recipe.line.items():
+            if kind in makers:
+                found.append(makers[kind](name, len(recipe.environments_of(name))))
         found.append(self._evaluation(tasks))
         return found
 
-    def _grpo(self, tasks: int) -> StageForecast:
-        texts, settings = self.texts, self.recipe.grpo
+    def _sft(self, name: str, tasks: int) -> StageForecast:
+        texts, settings = self.texts, self.recipe.settings_of(name, SftSettings)
+        reply = texts.hasty if settings.traces is None else texts.reply
+        trace = round(texts.prompt + reply)
+        steps, seconds = self._training(settings, settings.batch_sequences, trace)
+        seconds += self._looks(settings, steps, settings.development_problems * tasks, reply)
+        return self._stage(name, steps * settings.batch_sequences * trace, seconds)
+
+    def _grpo(self, name: str, tasks: int) -> StageForecast:
+        texts, settings = self.texts, self.recipe.settings_of(name, GrpoSettings)
         prompts, each = settings.prompts_per_step, settings.samples_per_prompt
         sampled, sample_s = self._sampling(prompts, each, texts.reply)
         learnt = INFORMATIVE * prompts * each
         group = round(texts.prompt / each + texts.reply)
         steps, train_s = self._training(settings, round(learnt), group, settings.epochs * settings.minibatches)
-        looks = max(1, -(-steps // settings.validate_every))
-        watch_s = self._sampling(settings.development_problems * tasks, 1, texts.reply)[1]
+        looks_s = self._looks(settings, steps, settings.development_problems * tasks, texts.reply)
         tokens = steps * (sampled + int(learnt * group * settings.epochs))
-        return self._stage("grpo", tokens, steps * sample_s + train_s + looks * watch_s)
+        return self._stage(name, tokens, steps * sample_s + train_s + looks_s)
+
+    def _traces(self, name: str, tasks: int) -> StageForecast:
+        settings = self.recipe.settings_of(name, TracesSettings)
+        return self._stage(name, *self._sampling(settings.problems * tasks, settings.samples, self.texts.reply))
+
+    def _distill(self, name: str, tasks: int) -> StageForecast:
+        texts, settings = self.texts, self.recipe.settings_of(name, DistillSettings)
+        own = settings.method == "on_policy"
+        rows = settings.prompts_per_step * settings.samples_per_prompt if own else settings.batch_sequences
+        length = round(texts.prompt + texts.reply)
+        steps, train_s = self._training(settings.model_copy(update={"mtp_weight": 0.0}), rows, length)
+        sampled, sample_s = self._sampling(settings.prompts_per_step, settings.samples_per_prompt, texts.reply)
+        # The teacher, taken to be of the student's shape, goes forward beside the student's forward and backward.
+        taught_s = train_s * 4 / 3
+        looks_s = self._looks(settings, steps, settings.development_problems * tasks, texts.reply)
+        tokens = steps * (rows * length + (sampled if own else 0))
+        return self._stage(name, tokens, taught_s + looks_s + (steps * sample_s if own else 0))
+
+    def _looks(self, settings: TrainSettings, steps: int, problems: int, reply: float) -> float:
+        """Return the seconds of the looks that a stage takes at how far it is."""
+        return max(1, -(-steps // settings.validate_every)) * self._sampling(problems, 1, reply)[1]
 
     def _evaluation(self, tasks: int) -> StageForecast:
         settings, tokens, seconds = self.recipe.eval, 0, 0.0
-        # A pretrained model does not know yet where a reply ends; the two after it do.
-        for reply in (settings.max_new_tokens, self.texts.hasty, self.texts.reply):
+        # A pretrained model does not know yet where a reply ends; one after SFT does, and breaks off as it was taught.
+        models = [(n, k) for n, k in self.recipe.line.items() if k not in ("tokenizer", "traces", "eval")]
+        said = {"pretrain": float(settings.max_new_tokens), "sft": self.texts.hasty}
+        for reply in (said.get(kind, self.texts.reply) for _, kind in models):
             for samples in (1, settings.samples):
                 read, took = self._sampling(settings.problems, samples, min(reply, settings.max_new_tokens))
                 tokens, seconds = tokens + tasks * read, seconds + tasks * took

@@ -73,3 +73,15 @@ def test_what_cannot_be_foretold_is_told(change):
 def test_no_torch_is_needed():
     code = "import sys, leanseek.forecast; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_every_stage_of_a_line_is_foretold():
+    staged, plain = (forecast(load_recipe(name), RATES) for name in ("r1-laptop", "laptop"))
+    assert [one.stage for one in staged] == list(load_recipe("r1-laptop").line)
+    assert all(one.seconds > 0 and one.tokens > 0 for one in staged)
+    found, usual = ({one.stage: one for one in all_of} for all_of in (staged, plain))
+    # The same work for half the steps, and a rubric costs nothing.
+    assert found["reasoning"].seconds == pytest.approx(usual["grpo"].seconds / 2)
+    assert found["pretrain"] == usual["pretrain"] and found["eval"].tokens > usual["eval"].tokens / 2
+    merged = {one.stage: one for one in forecast(load_recipe("specialists-laptop"), RATES)}
+    assert merged["adder"].seconds < merged["sft"].seconds + usual["grpo"].seconds and merged["merged"].seconds > 1

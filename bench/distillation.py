@@ -19,7 +19,7 @@ from rows import arguments, publish, row
 SMALLER = {"hidden_size": 80, "intermediate_size": 240, "moe_intermediate_size": 64, "n_routed_experts": 4}
 METHODS = ("grpo", "on_policy", "traces")
 QUICK = {
-    **{"data.documents": 1500, "pretrain.steps": 4, "sft.steps": 2, "sft.traces_per_environment": 64},
+    **{"sft.traces_per_environment": 64},
     **{"sft.development_problems": 2, "grpo.development_problems": 2, "distill.development_problems": 2},
     **{"grpo.prompts_per_step": 4, "distill.prompts_per_step": 4, "traces.problems": 8, "eval.problems": 8},
 }
@@ -63,10 +63,9 @@ def make_student(options: argparse.Namespace) -> Path:
     shape = options.runs / "student.json"
     shape.parent.mkdir(parents=True, exist_ok=True)
     shape.write_text(json.dumps(load_preset("laptop").to_dict() | SMALLER))
-    of_teacher = Run.open(options.teacher).recipe
-    values = {"model": str(shape), "seed": of_teacher.seed} | (QUICK if options.quick else {})
-    if options.quick:  # the teacher's tokenizer, which a corpus of another size would not lead to
+    if options.quick:
         return quick_student(options)
+    values = {"model": str(shape), "seed": Run.open(options.teacher).recipe.seed}
     folder = options.runs / "student"
     run = Run.open(folder) if Run.is_run(folder) else Run.create(folder, load_recipe("laptop", values))
     stages.make(run, "sft")

@@ -83,7 +83,7 @@ def row(
     mine = statistics.median(ours)
     theirs = statistics.median(peer) if peer else None
     ratio = None
-    if theirs is not None:
+    if mine and theirs:  # a share may be zero, and then nothing is so many times the other
         ratio = theirs / mine if less_is_better else mine / theirs
     return {
         "work": work,
@@ -103,7 +103,8 @@ def row(
 
 def publish(question: str, found: Mapping[str, Any], options: argparse.Namespace, target: float | None = None) -> None:
     """Print a row, and put it into the question's file in place of an older one about the same work."""
-    peer = "" if found["peer"] is None else f", peer {found['peer']:,.6g}: {found['ratio']:.2f} x"
+    ratio = "" if found["ratio"] is None else f": {found['ratio']:.2f} x"
+    peer = "" if found["peer"] is None else f", peer {found['peer']:,.6g}{ratio}"
     aim = "" if target is None else f" (to reach: {target:g} x)"
     print(f"{found['work']}: {found['ours']:,.6g} {found['unit']}{peer}{aim}", flush=True)
     if options.quick and not options.write:

@@ -17,6 +17,7 @@ from leanseek.cost.hardware import Hardware, gpu_named, this_cpu
 from leanseek.cost.layout import Layout, parse_layout
 from leanseek.cost.learning import Learning, plan_learning
 from leanseek.cost.machines import Machines, parse_machines
+from leanseek.cost.page import plan_page
 from leanseek.cost.planner import best_plan, config_of, default_precision, work_of
 from leanseek.cost.rates import Rates, load_rates, save_rates
 from leanseek.cost.search import Loser
@@ -25,6 +26,7 @@ from leanseek.cost.serving import BUSY, plan_serving
 from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
 from leanseek.cost.training import plan_training
 from leanseek.errors import UsageError
+from leanseek.files import write_atomic
 from leanseek.forecast import INFORMATIVE, as_summary, forecast
 from leanseek.model.config import ModelConfig
 from leanseek.run import Run, model_folder
@@ -61,6 +63,7 @@ def plan(
     longest: int = 32768,
     json: bool = False,
     calibrate: bool = False,
+    html: Path | None = None,
 ) -> None:
     """Say what training, reinforcement learning or serving would take: time, energy, money, memory.
 
@@ -97,6 +100,7 @@ def plan(
         updates: RL: updates on replies that were sampled together.
         longest: RL: tokens at which a reply is cut off.
         json: Print as JSON.
+        html: Training: also draw the plan as a page that needs no network, with sliders, in this file.
         calibrate: Measure this machine in about ten seconds, for --on this.
     """
     if calibrate:
@@ -112,6 +116,8 @@ def plan(
             "a model and machines are needed, and one of --tokens, --serve and --rl, as in: "
             "leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T"
         )
+    if html is not None and (serve or rl):
+        raise UsageError("--html draws plans of training; leave it out, or give --tokens in place of --serve or --rl")
     machines, config = parse_machines(on, price, load_this()), config_of(_folder(model))
     whose = parse_grid(grid) if grid is not None else None
     precision = default_precision(machines)
@@ -166,6 +172,8 @@ def plan(
             chosen = asked
     else:
         chosen = plan_training(work, machines, spread)
+    if html is not None:
+        write_atomic(html, plan_page(f"{model} on {machines.asked}", chosen, whose))
     if json:
         others = [{"layout": one.plan.layout.text, "step_s": one.plan.step_s, "why": one.why} for one in losers]
         print(_as_json({"model": model, **chosen.as_dict(), "others": others}, whose, chosen.joules))

@@ -129,6 +129,13 @@ def test_a_run_stands_for_its_newest_checkpoint_and_small_models_are_warned_of(m
     assert "Gaps between" not in shown(capsys, *V3, *STATED)
 
 
+def test_a_plan_is_drawn(capsys, tmp_path):
+    path = tmp_path / "plan.html"
+    page = shown(capsys, *V3, *STATED, "--html", str(path))
+    assert "14.8T tokens" in page and "deepseek-v3 on 2,048 x NVIDIA H800" in path.read_text(encoding="utf-8")
+    assert main(["plan", *V3, "--serve", "--html", str(path)]) == 2 and "plans of training" in capsys.readouterr().err
+
+
 def test_a_recipe_is_planned_stage_by_stage(capsys, make_run):
     assert main(["plan", "laptop"]) == 2 and "leanseek plan --calibrate" in capsys.readouterr().err
     save_rates(RATES)

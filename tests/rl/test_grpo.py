@@ -111,6 +111,7 @@ def test_without_anything_to_learn_the_weights_stay(stage, even, monkeypatch):
     chosen = stage()
     figures = grpo(chosen, [even], lambda model: {})
     assert figures == {"steps": 4, "samples": 64}
+    assert [row["reward"] for row in chosen.log.read("grpo")] == [1.0] * 4, "told all the same"
     before = load_model(chosen.run.latest("sft")).state_dict()
     assert all(torch.equal(value, before[key]) for key, value in saved(chosen.run).items() if key in before)
 

@@ -76,6 +76,7 @@ class Stream:
         self._closed = False
         self._given_s = time.monotonic()
         self._threads = torch.get_num_threads()
+        self._players: list[threading.Thread] = []
         self._owner = threading.Thread(target=self._run, name="rollouts", daemon=True)
         self._owner.start()
 
@@ -117,6 +118,8 @@ class Stream:
             self._closed = True
             self._condition.notify_all()
         self._owner.join()
+        for player in self._players:
+            player.join()
 
     def _restart(self, step: int) -> None:
         """Begin at a step; nothing that was drawn ahead is kept."""
@@ -195,7 +198,10 @@ class Stream:
                 self._next = next(self._jobs, None)
             slot.open += 1
             slot.starting += each
-            threading.Thread(target=self._play, args=(slot, job), name="group", daemon=True).start()
+            player = threading.Thread(target=self._play, args=(slot, job), name="group", daemon=True)
+            self._players = [one for one in self._players if one.is_alive()]
+            player.start()
+            self._players.append(player)
             begun = True
         return begun
 

@@ -138,6 +138,12 @@ def config_folder(environment: Mapping[str, str] | None = None) -> Path:
     return given if given.is_absolute() else Path.home() / ".config"
 
 
+def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Return where what can be made again is kept: $XDG_CACHE_HOME if it is absolute, else .cache at home."""
+    given = Path(_read("XDG_CACHE_HOME", environment) or "")
+    return given if given.is_absolute() else Path.home() / ".cache"
+
+
 def check(environment: Mapping[str, str] | None = None) -> None:
     """Refuse a LEANSEEK_* variable that does not exist: most likely it is misspelt.
 

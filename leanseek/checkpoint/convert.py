@@ -107,7 +107,8 @@ class Conversion:
             raise UsageError(f"{out} is the folder to be converted; give another for the result")
         if self._target.exists() and (not self._target.is_dir() or any(self._target.iterdir())):
             raise CheckpointError(f"{out} is not empty; give a folder that is not there yet, or delete it first")
-        self._config = _read_config(self.source)
+        self._config = read_config(self.source)
+        check_form(self._config, str(self.source / "config.json"))
         self._shards = read_shards(self.source)
         self._max_shard_bytes = max_shard_bytes
         self._changes = split(self._plan(), max_shard_bytes)
@@ -241,9 +242,7 @@ class Conversion:
     def _complete(self) -> None:
         """Write what stands beside the weights, and give the folder its name."""
         folder = self.work.folder
-        for path in sorted(self.source.iterdir()):
-            if _is_copied(path):
-                write_atomic(folder / path.name, path.read_bytes())
+        write_beside(self.source, folder)
         write_index(folder, [_outputs_of(changes) for changes in self._changes])
         write_json(folder / "config.json", converted_config(self._config, self.to, self.scale_format))
         self.work.complete()
@@ -265,6 +264,13 @@ def converted_config(config: Mapping[str, Any], to: str, scale_format: str = "fp
     return changed
 
 
+def write_beside(source: Path, folder: Path) -> None:
+    """Copy what stands beside a folder's weights: tokenizer, chat template, settings, licence."""
+    for path in sorted(source.iterdir()):
+        if _is_copied(path):
+            write_atomic(folder / path.name, path.read_bytes())
+
+
 def _outputs_of(changes: Iterable[Change]) -> list[Layout]:
     return [output for change in changes for output in change.outputs]
 
@@ -283,7 +289,12 @@ def _is_copied(path: Path) -> bool:
     return known and path.is_file() and path.stat().st_size <= LARGEST_COPY_BYTES
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json's content as it is.
+
+    Raises:
+        CheckpointError: there is none, or it is no JSON object.
+    """
     path = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; a model folder has a config.json")
@@ -295,5 +306,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a JSON object")
-    check_form(config, str(path))
     return config

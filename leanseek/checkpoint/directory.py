@@ -58,7 +58,7 @@ def load_model(
     tensors = stored_tensors(read_shards(folder))
     scales = scales_of(tensors)
     model = empty_model(config, dtype=dtype, device=device)
-    _check(folder, model, tensors, scales)
+    check_tensors(folder, model, tensors, scales)
     targets = {entry.name: entry.target for entry in entries(model) if not entry.copy}
     total_bytes, done_bytes = sum(target.nbytes for target in targets.values()), 0
     with torch.no_grad():
@@ -146,10 +146,14 @@ def _layout(name: str, tensor: Tensor) -> Layout:
     return Layout(name, dtype, tuple(tensor.shape))
 
 
-def _check(
+def check_tensors(
     folder: Path, model: Transformer, tensors: Mapping[str, StoredTensor], scales: Mapping[str, StoredTensor]
 ) -> None:
-    """Refuse a checkpoint whose tensors are not the model's, before any is used."""
+    """Refuse a checkpoint whose tensors are not the model's, before any is used.
+
+    Raises:
+        CheckpointError: one is missing, is not the model's, or does not fit.
+    """
     wanted = {entry.name: entry for entry in entries(model)}
     missing = [name for name, entry in wanted.items() if name not in tensors and not entry.copy]
     known = {*wanted, *(scale.name for weight, scale in scales.items() if weight in wanted)}

@@ -15,6 +15,7 @@ from leanseek.units import format_bytes, parse_count
 # `written_bytes`, and has `run(on_progress)`. Another target is a file with such a class, and a line here.
 TARGETS = {
     **dict.fromkeys(("fp8", "bf16", "fp32"), "leanseek.checkpoint.convert:Conversion"),
+    **dict.fromkeys(("int8", "int4"), "leanseek.checkpoint.packed:PackedConversion"),
     "gguf": "leanseek.checkpoint.gguf:GgufConversion",
 }
 MEGABYTE = 1_000_000
@@ -29,7 +30,7 @@ def convert(
     max_shard_bytes: str = "5G",
     gguf_type: Literal["f16", "q8_0", "q4_0"] = "f16",
 ) -> None:
-    """Convert a model folder: to DeepSeek's FP8 and back, between bf16 and fp32, or to a file for llama.cpp.
+    """Convert a model folder: to DeepSeek's FP8 and back, between bf16 and fp32, packed, or to a file for llama.cpp.
 
     It works tensor by tensor, so memory need not hold the model. Stopped, by Ctrl-C or otherwise, it goes on where it
     was when the same command is run again.
@@ -39,7 +40,7 @@ def convert(
     Args:
         source: A run folder (its latest checkpoint) or a model folder.
         out: Folder that is made, which must not have anything in it; with --to gguf, the file.
-        to: fp8, bf16, fp32 or gguf.
+        to: fp8, bf16, fp32, gguf; or int8 or int4, packed for serving on a CPU.
         scale_format: Scales of FP8 blocks: any (fp32), or powers of two (ue8m0), as V3.1 and later have them.
         max_shard_bytes: Largest file of weights, such as 5G or 500M.
         gguf_type: What a GGUF file keeps the weights in.

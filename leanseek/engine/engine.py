@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leanseek.checkpoint.directory import load_model
+from leanseek.checkpoint.packed import open_model
 from leanseek.engine.blocks import Blocks
 from leanseek.engine.disk import Disk
 from leanseek.engine.endings import NOT_FINITE, Endings
@@ -151,18 +151,15 @@ class Engine:
 
         Args:
             folder: a Hugging Face directory.
-            weights: "fp32" or "bf16", what the weights are kept in.
+            weights: "fp32" or "bf16", what the weights are kept in; or "int8" or "int4", packed, on a CPU.
             device: "cpu" or "cuda".
             max_batch: samples that run at once.
             cache_bytes: as of the class.
         Raises:
             CheckpointError: the folder cannot be loaded.
-            EngineError: an unknown form of weights.
+            ConfigError: an unknown form of weights, or one that the device does not take.
         """
-        dtypes = {"fp32": "float32", "bf16": "bfloat16"}
-        if weights not in dtypes:
-            raise EngineError(f"weights = {weights!r}: accepted are {', '.join(dtypes)}")
-        model = load_model(folder, dtype=dtypes[weights], device=device)
+        model = open_model(folder, weights, device=device)
         return cls(model, Tokenizer.load(folder), max_batch=max_batch, cache_bytes=cache_bytes)
 
     @property

@@ -102,6 +102,7 @@ class Decoder:
             and config.model_type == "deepseek_v3"
             and config.q_lora_rank is None
             and config.kv_lora_rank % 2 == 0  # rope's pairs are looked at as complex numbers where they lie
+            and model.lm_head.packed is None
             and config.hidden_size * config.num_attention_heads * config.cache_width <= MOST_MERGED
             and all(p.dtype == torch.float32 and not p.is_inference() for p in model.parameters())
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leanseek.kernels.experts import routed_experts
 from leanseek.kernels.invariance import is_invariant, sigmoid
 from leanseek.kernels.linear import linear
+from leanseek.kernels.packed import Packed, packed_experts
 from leanseek.model.config import ModelConfig
 from leanseek.model.layers import SwiGLU
 
@@ -131,7 +132,9 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]."""
+    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]; or packed."""
+
+    packed: tuple[Packed, Packed] | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -141,7 +144,14 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """Return the weighted sum of each token's experts."""
+        if self.packed is not None:
+            return packed_experts(x_TD, weights_TK, experts_TK, *self.packed)
         return routed_experts(x_TD, weights_TK, experts_TK, self.gate_up_proj, self.down_proj)
+
+    def hold(self, gate_up: Packed, down: Packed) -> None:
+        """Have packed stacks in place of the plain ones: for inference alone."""
+        del self.gate_up_proj, self.down_proj
+        self.packed = (gate_up, down)
 
 
 class DeepSeekMoE(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import add_rms_norm, rms_norm
+from leanseek.kernels.packed import Packed, packed_experts, packed_linear
 
 
 class RMSNorm(nn.Module):
@@ -34,7 +35,9 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = W x; W is [out, in], as checkpoints store it. Only dense students have a bias."""
+    """y = W x; W is [out, in], as checkpoints store it, or packed. Only dense students have a bias."""
+
+    packed: Packed | None = None
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -44,8 +47,13 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Multiply by the weight, transposed."""
-        out_TD = linear(x_TD, self.weight)
+        out_TD = linear(x_TD, self.weight) if self.packed is None else packed_linear(x_TD, self.packed)
         return out_TD + self.bias if hasattr(self, "bias") else out_TD
+
+    def hold(self, packed: Packed) -> None:
+        """Have a packed weight in place of the plain one: for inference alone."""
+        del self.weight
+        self.packed = packed
 
 
 class LayerNorm(nn.Module):
@@ -64,7 +72,13 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A row per token of the vocabulary."""
+    """A row per token of the vocabulary.
+
+    Attributes:
+        out_dtype: what rows are given in; None: as they are kept.
+    """
+
+    out_dtype: torch.dtype | None = None
 
     def __init__(self, vocab_size: int, dim: int) -> None:
         super().__init__()
@@ -72,7 +86,8 @@ class Embedding(nn.Module):
 
     def forward(self, tokens_T: Tensor) -> Tensor:
         """Look the rows up."""
-        return F.embedding(tokens_T, self.weight)
+        rows_TD = F.embedding(tokens_T, self.weight)
+        return rows_TD if self.out_dtype is None else rows_TD.to(self.out_dtype)
 
 
 class SwiGLU(nn.Module):
@@ -80,6 +95,8 @@ class SwiGLU(nn.Module):
 
     Source: DeepSeek-V3 report section 2; Shazeer 2020 (arXiv 2002.05202).
     """
+
+    packed: tuple[Packed, Packed] | None = None
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -89,4 +106,12 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Apply the gated MLP."""
+        if self.packed is not None:  # the one expert of a mixture
+            rows = x_TD.shape[0]
+            return packed_experts(x_TD, x_TD.new_ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int64), *self.packed)
         return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+    def hold(self, gate_up: Packed, down: Packed) -> None:
+        """Have packed weights, stacks of one, in place of the plain ones: for inference alone."""
+        del self.gate_proj, self.up_proj, self.down_proj
+        self.packed = (gate_up, down)

@@ -109,7 +109,7 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.model.norm.weight.device
 
     @property
     def moe_layers(self) -> list[DeepSeekMoE]:
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """Return what each layer (the MTP layer last) stores per token."""
-        dtype = "bfloat16" if self.lm_head.weight.dtype == torch.bfloat16 else "float32"
+        dtype = "bfloat16" if self.model.norm.weight.dtype == torch.bfloat16 else "float32"
         config = self.config
         name = {"latent": "latent", "sparse": "latent and index key", "grouped": "keys and values"}
         width = config.cache_width + config.index_head_dim

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from leanseek.checkpoint.directory import load_model
+from leanseek.checkpoint.packed import WEIGHTS, open_model
 from leanseek.cost.energy import EnergyMeter
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
@@ -22,7 +22,6 @@ from leanseek.server.store import Store
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.units import format_bytes
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MOST_DRAFTS = 8
 TRIAL_TOKENS = 32
 # The share of a start that is told as the reading of weights; the rest does not grow with them.
@@ -35,7 +34,7 @@ class Loading:
 
     Args:
         folder: with config.json, weights and tokenizer.
-        weights: "fp32" or "bf16", what the weights are kept in.
+        weights: what the weights are kept in, of `WEIGHTS`.
         device: "cpu" or "cuda".
         max_batch: replies that are drawn at once.
         store: room for the texts' latents.
@@ -55,8 +54,8 @@ class Loading:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.weights not in DTYPES:
-            raise UsageError(f"weights = {self.weights!r}: accepted are {', '.join(DTYPES)}")
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"weights = {self.weights!r}: accepted are {', '.join(WEIGHTS)}")
         if self.max_batch < 1:
             raise UsageError(f"max_batch = {self.max_batch}: at least 1 is needed")
         if self.drafts is not None and not 0 <= self.drafts <= MOST_DRAFTS:
@@ -88,9 +87,9 @@ class Loading:
         reading = f"reading {format_bytes(size)} of weights"
         report(reading, 0.0)
         tokenizer = Tokenizer.load(self.folder)
-        model = load_model(
+        model = open_model(
             self.folder,
-            dtype=DTYPES[self.weights],
+            self.weights,
             device=self.device,
             progress=lambda share: report(reading, READING * share),
         )

@@ -14,7 +14,7 @@ import leanseek.engine.engine as module
 from leanseek.checkpoint.directory import save_model
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Event, Output, SamplingParams
-from leanseek.errors import CheckpointError, EngineError
+from leanseek.errors import CheckpointError, ConfigError, EngineError
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -382,7 +382,7 @@ def test_a_folder_is_opened_in_the_form_asked_for(tmp_path, tiny_model, tiny_tok
     low = Engine.load(tmp_path / "model", weights="bf16")
     output = low.generate([prompt(5)], replace(GREEDY, max_tokens=3))[0]
     assert low.model.lm_head.weight.dtype == torch.bfloat16 and output.finish_reason == "length"
-    with pytest.raises(EngineError, match="weights = 'int3': accepted are fp32, bf16"):
+    with pytest.raises(ConfigError, match=r"weights = 'int3' is not known; .*accepted are fp32, bf16, int8, int4"):
         Engine.load(tmp_path / "model", weights="int3")
     with pytest.raises(CheckpointError, match="no such folder"):
         Engine.load(tmp_path / "nothing")

@@ -99,7 +99,7 @@ def test_experts_are_near_those_of_the_unpacked_weights(bits, error):
     wanted = experts_reference(x, mixing, chosen, gate_up_EFD, down_EDF)
     assert (got - wanted).norm() < error * wanted.norm()
     unpacked = experts_reference(x, mixing, chosen, unpack(gate_up), unpack(down))
-    assert (got - unpacked).norm() < 0.012 * unpacked.norm()  # what int8 activations add
+    assert (got - unpacked).norm() < 0.015 * unpacked.norm()  # what int8 activations add
 
 
 def test_a_channel_that_stands_out_costs_its_own_group_alone():

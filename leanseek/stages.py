@@ -23,7 +23,8 @@ from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
 from leanseek.cost.rates import load_rates
 from leanseek.data.contamination import Contamination, contamination
-from leanseek.data.tokens import TokenisedCorpus, recipe_documents, tokenise, train_tokenizer
+from leanseek.data.shards import provenance, read_index
+from leanseek.data.tokens import adopt_shards, load_corpus, recipe_documents, tokenise, train_tokenizer
 from leanseek.data.traces import TRACE_SEED
 from leanseek.envs.environment import Environment, load_environment
 from leanseek.errors import ConfigError, RunError, nearest
@@ -200,6 +201,11 @@ class _Line:
         say(f"{name}: done in {format_seconds(time.monotonic() - start_s)}")
 
     def _tokenizer(self, name: str, charge: Charge) -> dict[str, Any]:
+        if self.recipe.data.shards:
+            tokenizer, facts = adopt_shards(self.recipe)
+            tokenizer.save(self.run.tokenizer_folder)
+            texts = provenance(self.recipe.data.shards)
+            return {"vocab_size": tokenizer.vocab_size, **asdict(facts), "texts": texts}
         vocab_size = self.recipe.tokenizer.vocab_size or load_preset(self.recipe.model).vocab_size
         tokenizer = train_tokenizer(self.recipe, vocab_size)
         tokenizer.save(self.run.tokenizer_folder)
@@ -209,7 +215,7 @@ class _Line:
         return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
 
     def _pretrain(self, name: str, charge: Charge) -> dict[str, Any]:
-        return pretrain(self._stage(name, charge), TokenisedCorpus.load(self.run.corpus_folder))
+        return pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
 
     def _sft(self, name: str, charge: Charge) -> dict[str, Any]:
         problems = self.recipe.settings_of(name, SftSettings).development_problems
@@ -369,6 +375,13 @@ def _check(recipe: Recipe) -> None:
 
 def _check_vocabulary(recipe: Recipe) -> None:
     config = load_preset(recipe.model)
+    for folder in recipe.data.shards:
+        has = read_index(folder)["vocab_size"]
+        if has > config.vocab_size:
+            raise ConfigError(
+                f"{folder} has tokens of a vocabulary of {has}, but the model {recipe.model} has rows for "
+                f"{config.vocab_size}: make the shards with a smaller one, or choose another model"
+            )
     wanted = recipe.tokenizer.vocab_size
     if wanted is not None and wanted > config.vocab_size:
         raise ConfigError(

@@ -16,11 +16,13 @@ import leanseek
 import leanseek.checkpoint.resume as resume
 from leanseek import stages
 from leanseek.checkpoint.directory import empty_model, load_model
+from leanseek.data.preparation import Preparation, Wishes
 from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
 from leanseek.log import RunLog
 from leanseek.model.config import load_preset
 from leanseek.run import STAGES, Run
 from leanseek.settings import OptimiserSettings, Recipe
+from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import STATE, Optimiser
 
 COSTS = {"seconds", "tokens", "flops", "joules", "meter", "usd", "peak_memory_bytes"}
@@ -259,3 +261,17 @@ def test_the_training_state_is_as_large_as_a_dry_run_says(make_run, dtype):
     kept = [tensor for group in STATE for tensor in state[group].values()]
     held = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.parameters(), *kept])
     assert stages.dry_run(run.recipe)["training_state_bytes"] == held
+
+
+def test_a_run_on_shards_ends_with_a_card_that_names_their_texts(make_run, quiet, tiny_tokenizer, tmp_path):
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"{n} plus {n} is {n + n}"}) + "\n" for n in range(400))
+    )
+    wishes = Wishes(validation_fraction=0.1, license="CC0-1.0")
+    Preparation([str(tmp_path / "text.jsonl")], tmp_path / "shards", tiny_tokenizer, wishes).run()
+    run = make_run(data__shards=(str(tmp_path / "shards"),), data__mask_documents=True)
+    stages.make(run, until="pretrain")
+    assert Tokenizer.load(run.tokenizer_folder).digest_text() == tiny_tokenizer.digest_text()
+    assert run.summary["tokenizer"]["documents"] == 400 and run.summary["pretrain"]["done"]
+    card = run.card_path.read_text()
+    assert "text.jsonl: CC0-1.0, SHA-256" in card

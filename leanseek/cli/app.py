@@ -20,6 +20,7 @@ from leanseek.log import say
 # Command -> where it is, and what it does in a line. A module is imported only when its command is called.
 COMMANDS = {
     "make": ("leanseek.cli.make:make", "Make a model from nothing, the whole line: the place to start."),
+    "data": ("leanseek.cli.data:data", "Make token shards of text of any size, for pretraining."),
     "tokenizer": ("leanseek.cli.stage:tokenizer", "The line up to the corpus and the tokenizer."),
     "pretrain": ("leanseek.cli.stage:pretrain", "The line up to the base model."),
     "sft": ("leanseek.cli.stage:sft", "The line up to fine-tuning on worked solutions."),

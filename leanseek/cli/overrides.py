@@ -13,7 +13,15 @@ from leanseek.settings import OPEN, Recipe, dotted_keys
 VALUED = ("--run", "--env", "--teacher", "--method")
 FLAGS = ("--fresh", "--resume", "--dry-run", "--json", "--help", "-h", "--version")
 # Settings that are lists: given as a,b or several times.
-LISTS = ("environments", "efforts", "data.sources", "grpo.lora_targets", "distill.teachers")
+LISTS = (
+    "environments",
+    "efforts",
+    "data.shards",
+    "data.sources",
+    "data.weights",
+    "grpo.lora_targets",
+    "distill.teachers",
+)
 
 
 def split_settings(tokens: Sequence[str], section: str | None) -> tuple[list[str], dict[str, Any]]:

@@ -98,6 +98,7 @@ def _licence(summary: Facts, recipe: Facts) -> str:
 
 def _data(summary: Facts, recipe: Facts) -> str:
     sources = (recipe.get("data") or {}).get("sources") or ()
+    sources = sources or [text["source"] for text in (summary.get("tokenizer") or {}).get("texts") or ()]
     own = f"{', '.join(map(str, sources))}, given by whoever made the model" if sources else "made by seeded code"
     start = (recipe.get("grpo") or {}).get("start")
     before = f"; and whatever {start} was trained on, of which its own card tells" if start else ""
@@ -108,6 +109,9 @@ def _data(summary: Facts, recipe: Facts) -> str:
 def _data_licence(summary: Facts, recipe: Facts) -> str:
     if (recipe.get("data") or {}).get("sources"):
         return str((recipe.get("card") or {}).get("data_license") or "")
+    if texts := (summary.get("tokenizer") or {}).get("texts"):
+        told = sorted({str(text.get("license") or "") for text in texts})
+        return str((recipe.get("card") or {}).get("data_license") or ("" if "" in told else ", ".join(told)))
     return "made by the program itself: nobody's rights, nobody's personal data"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -78,27 +79,45 @@ class Batch:
         return Batch(*moved, segments, self.mtp, self.mtp_weight)
 
 
+class Tokens(Protocol):
+    """One long row of tokens: a tensor, or `shards.Shards`."""
+
+    def __len__(self) -> int:
+        """Tokens."""
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        """Return the tokens at these places, in the same shape."""
+
+
 class TokenStream:
     """Shuffled fixed-length windows over one long row of tokens, documents packed end to end.
 
-    As in V3, attention may cross documents inside a window (each starts with BOS).
+    As in V3, attention may cross documents inside a window (each starts with BOS), unless they are masked.
 
     Args:
-        tokens: the corpus; int32, [tokens].
+        tokens: the corpus; [tokens].
         sequence_tokens: inputs of one window.
         batch_sequences: windows of one batch.
         seed: of the order; every pass over the data has its own.
         bos_id: token that begins a document: MTP's target is IGNORED where it would lie in another document;
             None: the tokens are one document.
+        masked: whether each document of a window is a segment of its own.
     Raises:
         DataError: fewer tokens than one batch needs.
     """
 
     def __init__(
-        self, tokens: Tensor, sequence_tokens: int, batch_sequences: int, seed: int, bos_id: int | None = None
+        self,
+        tokens: Tokens,
+        sequence_tokens: int,
+        batch_sequences: int,
+        seed: int,
+        bos_id: int | None = None,
+        *,
+        masked: bool = False,
     ) -> None:
         self.tokens, self.length, self.rows, self.seed = tokens, sequence_tokens, batch_sequences, seed
-        self.bos_id = bos_id
+        self.bos_id, self.masked = bos_id, masked
         self.windows = (len(tokens) - 2) // sequence_tokens
         if self.windows < batch_sequences:
             raise DataError(
@@ -117,14 +136,18 @@ class TokenStream:
 
         A pass is a whole number of batches of `batch_sequences`; a batch of another size may lie in two passes.
         """
+        return window_batch(self.read(range(first, first + count)), self.bos_id, self.masked)
+
+    def read(self, places: Iterable[int]) -> Tensor:
+        """Return the windows at places in the order of all passes, with the two tokens after each; [n, length + 2]."""
         per_pass = self.batches_per_pass * self.rows
-        chosen = []
-        while count > 0:
-            epoch, at = divmod(first, per_pass)
-            part = self._pass(epoch)[at : min(at + count, per_pass)]
-            chosen.append(part)
-            first, count = first + len(part), count - len(part)
-        return self._windows(torch.cat(chosen))
+        chosen = [int(self._pass(place // per_pass)[place % per_pass]) for place in places]
+        return self._windows(torch.tensor(chosen, dtype=torch.int64))
+
+    def validation(self, rows: int) -> list[Batch]:
+        """Return every window once, in order, `rows` to a batch; the last batch may be smaller."""
+        parts = torch.arange(self.windows).split(rows)
+        return [window_batch(self._windows(part), self.bos_id, self.masked) for part in parts]
 
     def _pass(self, epoch: int) -> Tensor:
         """Return the order of a pass's windows."""
@@ -133,17 +156,31 @@ class TokenStream:
             self._order = (epoch, torch.randperm(self.windows, generator=generator))
         return self._order[1]
 
-    def validation(self, rows: int) -> list[Batch]:
-        """Return every window once, in order, `rows` to a batch; the last batch may be smaller."""
-        return [self._windows(part) for part in torch.arange(self.windows).split(rows)]
-
-    def _windows(self, chosen: Tensor) -> Batch:
+    def _windows(self, chosen: Tensor) -> Tensor:
         at = (chosen * self.length)[:, None] + torch.arange(self.length + 2)
-        rows = self.tokens[at].long()
-        inputs, targets, second = rows[:, :-2].reshape(-1), rows[:, 1:-1].reshape(-1), rows[:, 2:].reshape(-1)
-        if self.bos_id is not None:
-            second = second.masked_fill((targets == self.bos_id) | (second == self.bos_id), IGNORED)
-        return Batch(inputs, targets, second, targets, Segments((self.length,) * len(chosen)))
+        return self.tokens[at].long()
+
+
+def window_batch(rows: Tensor, bos_id: int | None, masked: bool) -> Batch:
+    """Make a batch of windows; its targets are the tokens one and two further on.
+
+    Args:
+        rows: [windows, length + 2].
+        bos_id: as `TokenStream`.
+        masked: as `TokenStream`.
+    """
+    count, length = rows.shape[0], rows.shape[1] - 2
+    inputs, targets, second = rows[:, :-2].reshape(-1), rows[:, 1:-1].reshape(-1), rows[:, 2:].reshape(-1)
+    following, lengths = targets, (length,) * count
+    if bos_id is not None:
+        second = second.masked_fill((targets == bos_id) | (second == bos_id), IGNORED)
+    if masked and bos_id is not None:
+        starts = (inputs == bos_id) | (torch.arange(count * length) % length == 0)
+        at = starts.nonzero().squeeze(1)
+        lengths = tuple(torch.diff(at, append=torch.tensor([count * length])).tolist())
+        # What comes after a document's end is another one's beginning, which nothing here tells.
+        targets = targets.masked_fill(targets == bos_id, IGNORED)
+    return Batch(inputs, targets, second, following, Segments(lengths))
 
 
 def packed_examples(examples: list[tuple[list[int], list[bool]]]) -> Batch:

@@ -13,7 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leanseek.data.batches import Tokens, TokenStream
 from leanseek.data.corpus import documents
+from leanseek.data.mixture import Mixture
+from leanseek.data.shards import TOKENIZER, Shards, read_index
 from leanseek.data.sources import read_documents
 from leanseek.data.traces import traces
 from leanseek.envs.environment import load_environment
@@ -33,6 +36,9 @@ ENCODED_AT_ONCE = 2_000
 # after each line, that one stops thinking: text from the web knows how a reply looks better than how to think.
 DIALOGUE_SEED = 100_000
 HASTY = 0.7
+
+
+Stream = TokenStream | Mixture
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,63 @@ class TokenisedCorpus:
             ) from None
 
 
+def load_corpus(recipe: Recipe, folder: Path) -> TokenisedCorpus:
+    """Return what a recipe trains on: the corpus in a run's folder, or the first of its shards.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return _of_shards(recipe)[1] if recipe.data.shards else TokenisedCorpus.load(folder)
+
+
+def adopt_shards(recipe: Recipe) -> tuple[Tokenizer, CorpusFacts]:
+    """Return the tokenizer and the counts of a recipe's shards.
+
+    Raises:
+        DataError: they are missing or damaged, or were made with different tokenizers.
+    """
+    tokenizer, corpus = _of_shards(recipe)
+    return tokenizer, corpus.facts
+
+
+def training_stream(recipe: Recipe, corpus: TokenisedCorpus, batch_sequences: int, bos_id: int | None) -> Stream:
+    """Return the batches of a recipe's corpus, or of its shards by their weights.
+
+    Raises:
+        DataError: there is less than one batch.
+    """
+    length, masked = recipe.data.sequence_tokens, recipe.data.mask_documents
+    parts: list[Tokens] = [Shards(folder) for folder in recipe.data.shards] or [corpus.train]
+    streams = [TokenStream(part, length, batch_sequences, recipe.seed, bos_id, masked=masked) for part in parts]
+    if len(streams) == 1:
+        return streams[0]
+    return Mixture(streams, recipe.data.weights or [len(part) for part in parts], recipe.seed)
+
+
+def _of_shards(recipe: Recipe) -> tuple[Tokenizer, TokenisedCorpus]:
+    folders = recipe.data.shards
+    indices = [read_index(folder) for folder in folders]
+    for folder, index in zip(folders, indices, strict=True):
+        if index["tokenizer"] != indices[0]["tokenizer"]:
+            raise DataError(
+                f"{folder} was made with another tokenizer than {folders[0]}: give --tokenizer to leanseek data"
+            )
+    facts = CorpusFacts(
+        documents=sum(index["documents"] for index in indices),
+        train_tokens=sum(index["tokens"]["train"] for index in indices),
+        validation_tokens=sum(index["tokens"]["validation"] for index in indices),
+        validation_bytes=sum(index["validation_bytes"] for index in indices),
+    )
+    validation = torch.cat([Shards(folder, "validation").all() for folder in folders])
+    tokenizer = Tokenizer.load(Path(folders[0]) / TOKENIZER)
+    return tokenizer, TokenisedCorpus(torch.zeros(0, dtype=torch.int32), validation, facts)
+
+
 def recipe_documents(recipe: Recipe) -> Iterator[str]:
-    """Yield a recipe's documents: the user's own if it names sources, else the embedded corpus."""
+    """Yield a recipe's documents: of its shards or the user's own sources if it names any, else the embedded corpus."""
+    if recipe.data.shards:
+        tokenizer = Tokenizer.load(Path(recipe.data.shards[0]) / TOKENIZER)
+        return (tokenizer.decode(ids) for folder in recipe.data.shards for ids in Shards(folder).documents())
     if recipe.data.sources:
         return read_documents(recipe.data.sources)
     tasks = [load_environment(name) for name in recipe.environments]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from leanseek.data.batches import Batch, TokenStream
-from leanseek.data.tokens import TokenisedCorpus
+from leanseek.data.tokens import TokenisedCorpus, training_stream
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.schedules import batch_sequences, mtp_weight, sequences_before
 from leanseek.train.stage import Stage
@@ -24,7 +24,7 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     """
     recipe, settings = stage.run.recipe, stage.settings
     length = recipe.data.sequence_tokens
-    stream = TokenStream(corpus.train, length, settings.batch_sequences, recipe.seed, stage.tokenizer.bos_id)
+    stream = training_stream(recipe, corpus, settings.batch_sequences, stage.tokenizer.bos_id)
     # A small validation set still needs one window.
     held_out = TokenStream(corpus.validation, min(length, len(corpus.validation) - 2), 1, 0)
     validation = [batch.to(recipe.device) for batch in held_out.validation(settings.batch_sequences)]

@@ -102,3 +102,22 @@ def test_a_batch_on_its_device_is_itself():
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.tokens_T, moved.targets_T)} == {"meta"} and moved.segments.device == "meta"
     assert moved.segments.lengths == batch.segments.lengths
+
+
+def test_masked_documents_are_segments_of_their_own():
+    """Nothing of one document says anything of another: not by attention, not by a target."""
+    tokens = torch.tensor([0, 5, 6, 7, 0, 8, 9, 0, 10, 11, 12, 13, 14, 0, 15, 16, 17, 18])
+    stream = TokenStream(tokens, 8, 1, 0, bos_id=0, masked=True)
+    (first, second) = stream.validation(1)
+    assert first.tokens_T.tolist() == [0, 5, 6, 7, 0, 8, 9, 0] and first.segments.lengths == (4, 3, 1)
+    assert first.targets_T.tolist() == [5, 6, 7, IGNORED, 8, 9, IGNORED, 10]
+    assert second.segments.lengths == (5, 3) and second.targets_T[4] == IGNORED
+    plain = TokenStream(tokens, 8, 1, 0, bos_id=0).validation(1)[0]
+    assert plain.segments.lengths == (8,) and plain.targets_T.tolist() == [5, 6, 7, 0, 8, 9, 0, 10]
+
+
+def test_a_batch_of_any_size_follows_from_its_place():
+    stream = TokenStream(torch.arange(1000), 10, 4, 3)
+    whole = [stream.batch(step).tokens_T for step in range(60)]
+    parts = torch.cat([stream.take(first, 3).tokens_T for first in range(0, 240, 3)])
+    assert torch.equal(torch.cat(whole), parts)

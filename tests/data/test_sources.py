@@ -82,11 +82,11 @@ def test_what_comes_before_a_fault_is_given_out(tmp_path):
 def test_sources_that_are_not_there_or_hold_nothing_are_told(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: there is no such file or folder \(data\.sources\)"):
         list(read_documents([str(tmp_path / "nowhere")]))
-    with pytest.raises(DataError, match=r"has no \.txt or \.jsonl file in it: put text there"):
+    with pytest.raises(DataError, match=r"has no \.txt, \.jsonl or \.parquet file in it: put text there"):
         list(read_documents([str(tmp_path)]))
     for name, kind in (("x.pdf", r"\.pdf"), ("README", "files without ending")):
         (tmp_path / name).write_text("x")
-        with pytest.raises(DataError, match=rf"{name}: \.txt and \.jsonl files are read, not {kind}"):
+        with pytest.raises(DataError, match=rf"{name}: \.txt, \.jsonl, \.parquet files are read, not {kind}"):
             source_files([str(tmp_path / name)])
 
 
@@ -94,9 +94,46 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    for name, method in (("x.txt", "read_text"), ("y.jsonl", "open")):
+    for name in ("x.txt", "y.jsonl"):
         (tmp_path / name).write_text("{}")
         with monkeypatch.context() as patch:
-            patch.setattr(Path, method, refuse)
+            patch.setattr(Path, "open", refuse)
             with pytest.raises(DataError, match=rf"{name} cannot be read \(.*Permission denied"):
                 list(read_documents([str(tmp_path / name)]))
+
+
+def test_a_long_text_becomes_several_documents_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanseek.data.sources.LONGEST_DOCUMENT", 20)
+    (tmp_path / "a.txt").write_text("one line\nanother line\nand a third one\n" + "x" * 50 + "\nend")
+    found = list(read_documents([str(tmp_path)]))
+    assert "".join(found) == (tmp_path / "a.txt").read_text()
+    assert found[0] == "one line\n" and max(map(len, found)) == 20 and found[-1].endswith("end")
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "y" * 45}))
+    assert [len(text) for text in read_documents([str(tmp_path)])] == [20, 20, 5]
+
+
+def test_a_line_without_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanseek.data.sources.LONGEST_LINE", 100)
+    (tmp_path / "a.jsonl").write_text('{"text": "fits"}\n' + '{"text": "' + "z" * 500)
+    with pytest.raises(DataError, match=r"a.jsonl, line 2: longer than 100 characters"):
+        list(read_documents([str(tmp_path)]))
+
+
+def test_tables_and_datasets_are_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'leanseek[data]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["one", None, "two"], "id": [1, 2, 3]}), tmp_path / "a.parquet")
+    assert list(read_documents([str(tmp_path)])) == ["one", "two"]
+    parquet.write_table(pyarrow.table({"body": ["one"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="a column text is needed; it has body"):
+        list(read_documents([str(tmp_path / "b.parquet")]))
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(DataError, match="not a Parquet file, or damaged"):
+        list(read_documents([str(tmp_path / "c.parquet")]))
+    datasets = pytest.importorskip("datasets", reason="datasets:NAME needs datasets: pip install 'leanseek[data]'")
+    datasets.Dataset.from_dict({"text": ["three", "four"]}).save_to_disk(tmp_path / "saved")
+    assert list(read_documents([f"datasets:{tmp_path / 'saved'}"])) == ["three", "four"]
+    datasets.Dataset.from_dict({"words": ["three"]}).save_to_disk(tmp_path / "other")
+    with pytest.raises(DataError, match="a column text is needed; it has words"):
+        list(read_documents([f"datasets:{tmp_path / 'other'}"]))

@@ -1,0 +1,367 @@
+"""Preparation: text of any size -> shards of token ids, in bounded memory; stopped, it goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import random
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanseek.data.duplicates import NearDuplicates
+from leanseek.data.filters import fault_of
+from leanseek.data.shards import FORMAT, INDEX, PARTS, TOKENIZER, token_type, write_tokens
+from leanseek.data.sources import DATASET, read_documents, read_file, source_files
+from leanseek.errors import DataError
+from leanseek.files import write_json
+from leanseek.tokens.tokenizer import Tokenizer
+
+STATE = "preparation.json"
+# Characters that are encoded in one call, and how many such batches are read ahead.
+BATCH_CHARACTERS = 4_000_000
+AHEAD = 2
+# Bytes of text that a document is taken to have, to size the memory of duplicates before any is read.
+DOCUMENT_BYTES = 1000
+FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
+
+Item = TypeVar("Item")
+Ids = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of the text; a folder that was begun goes on with the same wishes only.
+
+    Args:
+        validation_fraction: share of documents kept for validation.
+        filter: whether documents of poor quality are left out (`filters`).
+        deduplicate: whether near duplicates are left out (`duplicates`).
+        fim: share of documents turned into fill-in-the-middle examples (prefix, suffix, middle; V3: 0.1).
+        seed: of what is turned, and where.
+        license: what the text may be used for, as its owner says; noted, and carried into the model's card.
+        shard_tokens: tokens of one file, about.
+    """
+
+    validation_fraction: float = 0.005
+    filter: bool = False
+    deduplicate: bool = False
+    fim: float = 0.0
+    seed: int = 0
+    license: str | None = None
+    shard_tokens: int = 16_000_000
+
+
+class Watched(Protocol):
+    """Who is told how far it is: `log.Progress`, or anything with this method."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count bytes of text as done."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one dataset.
+
+    Args:
+        name: its path, or `datasets:NAME`.
+        bytes: its size; 0 where it is not known before it is read.
+    """
+
+    name: str
+    bytes: int
+
+    def documents(self) -> Iterator[str]:
+        """Yield its documents."""
+        return read_documents([self.name]) if self.name.startswith(DATASET) else read_file(Path(self.name))
+
+    def digest(self) -> str | None:
+        """Return its SHA-256; None for a dataset, which its own library looks after."""
+        if self.name.startswith(DATASET):
+            return None
+        with open(self.name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Preparation:
+    """Shards in the making.
+
+    Args:
+        sources: files, folders and datasets, as `read_documents` takes them.
+        folder: where to; one that was begun with the same sources, tokenizer and wishes is gone on with.
+        tokenizer: what the text is encoded by; saved beside the shards.
+        wishes: what is wanted of the text.
+    Raises:
+        DataError: there is no text, the folder is finished or was begun otherwise, or FIM is wanted of a tokenizer
+            without its tokens.
+    """
+
+    def __init__(self, sources: list[str], folder: str | Path, tokenizer: Tokenizer, wishes: Wishes) -> None:
+        self.folder, self.tokenizer, self.wishes = Path(folder), tokenizer, wishes
+        if (self.folder / INDEX).exists():
+            raise DataError(f"{folder} is finished already; give another folder, or delete it first")
+        names = [s for s in sources if s.startswith(DATASET)]
+        self.sources = [Source(str(f), f.stat().st_size) for f in source_files([s for s in sources if s not in names])]
+        self.sources += [Source(name, 0) for name in names]
+        self._fim = [tokenizer.find(text) for text in FIM_TOKENS]
+        if wishes.fim and None in self._fim:
+            raise DataError(f"--fim {wishes.fim}: the tokenizer has no {', '.join(FIM_TOKENS)}")
+        self._type = token_type(tokenizer.vocab_size)
+        self._known = NearDuplicates(self.total_bytes // DOCUMENT_BYTES, wishes.seed) if wishes.deduplicate else None
+        made_of = [asdict(wishes), [asdict(source) for source in self.sources], tokenizer.digest_text()]
+        self._fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        self._state: dict[str, Any] = {
+            "fingerprint": self._fingerprint,
+            "read": 0,  # documents of all sources so far
+            "kept": 0,
+            "shards": {part: [] for part in PARTS},
+            "counts": [Counter() for _ in self.sources],
+            "validation_bytes": 0,
+        }
+        self._buffers: dict[str, list[Ids]] = {part: [] for part in PARTS}
+        self._band_files = 0
+        self._new_bands: list[NDArray[np.uint64]] = []
+        self._go_on()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all sources whose size is known."""
+        return sum(source.bytes for source in self.sources)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier process has left something to go on with."""
+        return bool(self._state["read"])
+
+    def run(self, progress: Watched | None = None) -> dict[str, Any]:
+        """Do all that is left; return the index.
+
+        Raises:
+            DataError: a source cannot be read, or too few documents are left.
+            OSError: the disk is full; what was written is gone on with later.
+        """
+        with closing(_ahead(self._batches(), AHEAD)) as batches:
+            for batch in batches:
+                self._encode(batch)
+                if sum(map(len, self._buffers["train"])) >= self.wishes.shard_tokens:
+                    self._flush()
+                if progress is not None:
+                    progress.advance(sum(size for *_, size in batch))
+        self._flush()
+        if any(not self._state["shards"][part] for part in PARTS):
+            raise DataError(
+                f"{self._saved['kept']} documents are left of {self._saved['read']}: too few to keep some for "
+                f"validation (--validation {self.wishes.validation_fraction})"
+            )
+        index = self._index()
+        self.tokenizer.save(self.folder / TOKENIZER)
+        write_json(self.folder / INDEX, index)
+        for path in [self.folder / STATE, *self.folder.glob("bands-*.npy")]:
+            path.unlink(missing_ok=True)
+        return index
+
+    def _batches(self) -> Iterator[list[tuple[int, str, bool, int]]]:
+        """Yield documents that are kept, about `BATCH_CHARACTERS` at a time: (source, text, held out, bytes read)."""
+        every = max(2, round(1 / self.wishes.validation_fraction))
+        to_skip = self._state["read"]
+        read = kept = 0
+        batch: list[tuple[int, str, bool, int]] = []
+        size = waiting = 0
+        kept = self._state["kept"]
+        for at, source in enumerate(self.sources):
+            counts = self._state["counts"][at]
+            for text in source.documents():
+                read += 1
+                if read <= to_skip:
+                    continue
+                waiting += len(text)
+                counts["read"] += 1
+                fault = self._fault(text)
+                if fault is not None:
+                    counts[fault] += 1
+                    continue
+                counts["kept"] += 1
+                kept += 1
+                batch.append((at, text, kept % every == 0, waiting))
+                size += len(text)
+                waiting = 0
+                if size >= BATCH_CHARACTERS:
+                    yield self._told(batch, read, kept)
+                    batch, size = [], 0
+        yield self._told(batch, read, kept)
+
+    def _told(self, batch: list[tuple[int, str, bool, int]], read: int, kept: int) -> Any:
+        # What the state becomes once this batch is encoded; the reading thread is further on by then.
+        counts = [dict(c) for c in self._state["counts"]]
+        bands, self._new_bands = self._new_bands, []
+        return _Batch(batch, read, kept, counts, bands)
+
+    def _fault(self, text: str) -> str | None:
+        fault = fault_of(text) if self.wishes.filter else None
+        if fault is None and self._known is not None:
+            keys = self._known.keys(text)
+            self._new_bands.append(keys)
+            if self._known.seen(keys):
+                return "near duplicate"
+        return fault
+
+    def _encode(self, batch: _Batch) -> None:
+        texts, shape = [], []
+        for number, (_, text, held_out, _) in enumerate(batch, self._encoded):
+            parts = self._middle(text, number) if not held_out else None
+            texts += parts or [text]
+            shape.append(held_out if parts is None else None)
+        ids = iter(self.tokenizer.encode_batch(texts))
+        begin, hole, end = self._fim
+        for held_out, (_, text, _, _) in zip(shape, batch, strict=True):
+            if held_out is None:
+                prefix, suffix, middle = next(ids), next(ids), next(ids)
+                one = [begin, *prefix, hole, *suffix, end, *middle]
+            else:
+                one = next(ids)
+            part = PARTS[bool(held_out)]
+            self._buffers[part].append(np.array([*self.tokenizer.beginning, *one], dtype=self._type))
+            self._state["validation_bytes"] += len(text.encode()) if held_out else 0
+        self._encoded += len(batch)
+        self._pending = batch
+        self._bands += batch.bands
+
+    def _middle(self, text: str, number: int) -> list[str] | None:
+        """Return prefix, suffix and middle of a document that is turned, by its number alone; None: it is not."""
+        rng = random.Random(f"fim/{self.wishes.seed}/{number}")
+        if rng.random() >= self.wishes.fim or len(text) < 3:
+            return None
+        first, last = sorted(rng.sample(range(len(text) + 1), 2))
+        return [text[:first], text[last:], text[first:last]]
+
+    def _flush(self) -> None:
+        """Write what is encoded, and where the next process would go on."""
+        for part in PARTS:
+            tokens = np.concatenate(self._buffers[part]) if self._buffers[part] else np.zeros(0, self._type)
+            if not len(tokens):
+                continue
+            shards = self._state["shards"][part]
+            name = f"{part}-{len(shards):05}.npy"
+            write_tokens(self.folder / name, tokens)
+            digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+            documents = len(self._buffers[part])
+            shards.append({"file": name, "tokens": len(tokens), "documents": documents, "sha256": digest})
+            self._buffers[part] = []
+        if self._bands:
+            write_tokens(self.folder / f"bands-{self._band_files:05}.npy", np.stack(self._bands))
+            self._band_files += 1
+            self._bands = []
+        if self._pending is not None:
+            done = self._pending
+            saved = {"read": done.read, "kept": done.kept, "counts": done.counts, "band_files": self._band_files}
+            write_json(self.folder / STATE, {**self._state, **saved, "encoded": self._encoded})
+            self._saved = saved
+
+    def _go_on(self) -> None:
+        self._encoded = 0
+        self._bands: list[NDArray[np.uint64]] = []
+        self._pending: _Batch | None = None
+        self._saved: dict[str, Any] = {}
+        path = self.folder / STATE
+        if not path.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise DataError(f"{self.folder} has something else in it; give an empty or a new folder")
+            return
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            same = state["fingerprint"] == self._fingerprint
+        except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} is damaged ({error}); delete the folder and begin anew") from None
+        if not same:
+            raise DataError(
+                f"{self.folder} was begun with other sources, another tokenizer or other options; give the same, or "
+                "another folder"
+            )
+        self._encoded, self._band_files = state.pop("encoded"), state.pop("band_files")
+        self._state = {**state, "counts": [Counter(c) for c in state["counts"]]}
+        if self._known is not None:
+            for number in range(self._band_files):
+                for keys in np.load(self.folder / f"bands-{number:05}.npy", allow_pickle=False):
+                    self._known.seen(keys)
+
+    def _index(self) -> dict[str, Any]:
+        state = {**self._state, **self._saved}
+        sources = [
+            {"source": s.name, "bytes": s.bytes, "sha256": s.digest(), "license": self.wishes.license, **dict(counts)}
+            for s, counts in zip(self.sources, state["counts"], strict=True)
+        ]
+        totals = {part: sum(shard["tokens"] for shard in state["shards"][part]) for part in PARTS}
+        return {
+            "format": FORMAT,
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": hashlib.sha256(self.tokenizer.digest_text().encode()).hexdigest(),
+            "bos_id": self.tokenizer.bos_id,
+            "documents": state["kept"],
+            "tokens": totals,
+            "validation_bytes": state["validation_bytes"],
+            "wishes": asdict(self.wishes),
+            "false_positive_duplicates": None if self._known is None else self._known.false_positive,
+            "sources": sources,
+            "shards": state["shards"],
+        }
+
+
+class _Batch(list[tuple[int, str, bool, int]]):
+    """Documents, and what the state is once they are encoded."""
+
+    def __init__(
+        self,
+        documents: Iterable[tuple[int, str, bool, int]],
+        read: int,
+        kept: int,
+        counts: list[dict[str, int]],
+        bands: list[NDArray[np.uint64]],
+    ) -> None:
+        super().__init__(documents)
+        self.read, self.kept, self.counts, self.bands = read, kept, counts, bands
+
+
+def _ahead(items: Iterator[Item], count: int) -> Generator[Item]:
+    """Yield items that a thread draws ahead of time, `count` at the most: reading goes on while others are encoded."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def offer(item: Item | None, error: BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put((item, error), timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not offer(item, None):
+                    return
+            offer(None, None)
+        except BaseException as error:
+            offer(None, error)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -259,7 +259,10 @@ class _Line:
         return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers)
 
     def _load_tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)
+        tokenizer = Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)
+        if self.recipe.efforts:  # kept with every checkpoint, so that who serves it knows
+            tokenizer.efforts = self.recipe.efforts
+        return tokenizer
 
     def _tasks(self, name: str) -> list[Environment]:
         return [load_environment(task) for task in self.recipe.environments_of(name)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import EngineError, ServerError
 from leanseek.messages import Message
+from leanseek.tokens.effort import heeded, with_effort
 
 if TYPE_CHECKING:
     from leanseek.engine.engine import Engine
@@ -59,7 +60,8 @@ class EngineSpeaker:
         params = self._params
         if params.seed is not None:
             self._params = replace(params, seed=params.seed + 1)
-        request_id = engine.add(engine.chat.prompt(messages, thinking=thinking), params)
+        asked = with_effort(messages, heeded(None, engine.chat.tokenizer.efforts) if thinking else None)
+        request_id = engine.add(engine.chat.prompt(asked, thinking=thinking), params)
         try:
             while engine.has_work:
                 for event in engine.step():

@@ -9,14 +9,14 @@ from typing import Any
 
 from leanseek.errors import DataError
 from leanseek.files import append_line
-from leanseek.messages import Message
+from leanseek.messages import Message, ToolCall, ToolSpec
 
 
 class Conversations:
     """A file of JSON lines: where the replies are from, then a line a problem with the replies that were kept.
 
-    It may be written by hand too: lines with `messages` (role, content, and of the assistant reasoning_content) are
-    all that is read for training.
+    It may be written by hand too: lines with `messages`, and `tools` where there are some, as OpenAI's requests have
+    them, thinking as reasoning_content, are all that is read for training.
 
     Args:
         path: of the file; made with the first line.
@@ -29,16 +29,24 @@ class Conversations:
         """Write down who replies and how, once a sitting."""
         append_line(self.path, json.dumps({"provenance": dict(provenance)}, ensure_ascii=False))
 
-    def add(self, key: str, about: Mapping[str, Any], kept: Sequence[Sequence[Message]]) -> None:
+    def add(
+        self,
+        key: str,
+        about: Mapping[str, Any],
+        kept: Sequence[Sequence[Message]],
+        tools: Sequence[ToolSpec] = (),
+    ) -> None:
         """Write down a problem that was asked, and its replies that are worth learning, if any.
 
         Args:
             key: of the problem, its task's name included.
             about: further facts for readers.
-            kept: conversations, each ending with the reply.
+            kept: conversations, each ending with a reply.
+            tools: that they could call.
         """
         rows = [[_plain(message) for message in messages] for messages in kept]
-        append_line(self.path, json.dumps({"key": key, **about, "conversations": rows}, ensure_ascii=False))
+        offered = {"tools": [{"type": "function", "function": _plain_tool(tool)} for tool in tools]} if tools else {}
+        append_line(self.path, json.dumps({"key": key, **about, "conversations": rows, **offered}, ensure_ascii=False))
 
     def keys(self) -> set[str]:
         """Return the problems that were asked already."""
@@ -48,8 +56,8 @@ class Conversations:
         """Return where the replies are from, one entry a sitting."""
         return [row["provenance"] for row in self._rows() if isinstance(row.get("provenance"), dict)]
 
-    def kept(self) -> list[list[Message]]:
-        """Return all conversations that are worth learning.
+    def kept(self) -> list[tuple[list[Message], list[ToolSpec]]]:
+        """Return all conversations that are worth learning, and the tools that each could call.
 
         Raises:
             DataError: there is no such file, or a line is not of this form.
@@ -60,8 +68,9 @@ class Conversations:
         for number, row in enumerate(self._rows(), 1):
             rows = row.get("conversations", [row["messages"]] if "messages" in row else [])
             try:
-                found += [[_message(one) for one in messages] for messages in rows]
-            except (TypeError, KeyError, ValueError) as error:
+                tools = [_tool(one["function"]) for one in row.get("tools") or ()]
+                found += [([_message(one) for one in messages], tools) for messages in rows]
+            except (TypeError, KeyError, ValueError, AttributeError) as error:
                 raise DataError(
                     f"{self.path}: row {number} is not a conversation ({type(error).__name__}: {error}); needed are "
                     "messages of a role and a content, the assistant's last"
@@ -83,15 +92,39 @@ class Conversations:
                 yield row
 
 
-def _plain(message: Message) -> dict[str, str]:
-    plain = {"role": message.role, "content": message.content}
-    return plain if message.reasoning_content is None else {**plain, "reasoning_content": message.reasoning_content}
+def _plain(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    named = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return plain | {key: value for key, value in named.items() if value is not None}
 
 
 def _message(values: Mapping[str, Any]) -> Message:
-    role, content, thinking = values["role"], values["content"], values.get("reasoning_content")
-    if role not in ("system", "user", "assistant"):
+    role = values["role"]
+    content = (values.get("content") or "") if role == "assistant" else values["content"]
+    texts = (content, *(values.get(key) or "" for key in ("reasoning_content", "tool_call_id", "name")))
+    if role not in ("system", "user", "assistant", "tool"):
         raise ValueError(f"role {role!r}")
-    if not isinstance(content, str) or not (thinking is None or isinstance(thinking, str)):
-        raise TypeError("content and reasoning_content are texts")
-    return Message(role, content, thinking)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("content, reasoning_content, tool_call_id and name are texts")
+    calls = tuple(
+        ToolCall(str(call["id"]), str(call["function"]["name"]), str(call["function"]["arguments"]))
+        for call in values.get("tool_calls") or ()
+    )
+    return Message(
+        role, content, values.get("reasoning_content"), calls, values.get("tool_call_id"), values.get("name")
+    )
+
+
+def _plain_tool(tool: ToolSpec) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+
+
+def _tool(values: Mapping[str, Any]) -> ToolSpec:
+    return ToolSpec(str(values["name"]), str(values.get("description") or ""), dict(values.get("parameters") or {}))

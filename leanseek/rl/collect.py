@@ -15,7 +15,7 @@ from leanseek.envs.environment import Environment, Problem
 from leanseek.errors import ConfigError, RunError
 from leanseek.evals.attempts import Attempt, attempt
 from leanseek.log import progress
-from leanseek.messages import Message
+from leanseek.messages import Message, ToolSpec
 from leanseek.model.count import sampling_parts
 from leanseek.rl.endpoint import Endpoint
 from leanseek.rl.rejection import best, training_problems
@@ -38,16 +38,13 @@ def collect(stage: Stage, environments: Sequence[Environment]) -> dict[str, Any]
         stage: of a run, of kind traces.
         environments: tasks whose training problems are asked.
     Raises:
-        ConfigError: a task of several turns.
+        ConfigError: a task of several turns, of a server.
         RunError: the teacher is not there.
         ServerError: the teacher is a server that does not answer.
     """
     recipe = stage.run.recipe
     settings = recipe.settings_of(stage.name, TracesSettings)
     named = {environment.name: environment for environment in environments}
-    for environment in environments:
-        if environment.multi_turn:
-            raise ConfigError(f"{stage.name}: {environment.name} has several turns: single replies alone are kept")
     problems = training_problems(environments, settings.problems, levels=recipe.levels, seed=recipe.seed)
     file = Conversations(stage.run.traces_path(stage.name))
     known = file.keys()
@@ -63,10 +60,10 @@ def collect(stage: Stage, environments: Sequence[Environment]) -> dict[str, Any]
                 for first, last in _runs(numbers):
                     drawn = reply(problems[first:last], first)
                     for i, problem in enumerate(problems[first:last]):
-                        start = named[problem.environment].start(problem).messages
-                        prompt = with_effort(start, effort_of(problem.key, recipe.efforts))
+                        start = named[problem.environment].start(problem)
+                        prompt = with_effort(start.messages, effort_of(problem.key, recipe.efforts))
                         replies = drawn[i * settings.samples : (i + 1) * settings.samples]
-                        _keep(file, problem, prompt, replies, settings)
+                        _keep(file, problem, (prompt, start.tools), replies, settings)
                 bar.advance(len(numbers))
     kept = file.kept()
     return {
@@ -88,6 +85,9 @@ def _teacher(stage: Stage, settings: TracesSettings, named: dict[str, Environmen
     }
     given = settings.teacher
     if given is not None and given.startswith(("http://", "https://")):
+        for environment in named.values():
+            if environment.multi_turn:
+                raise ConfigError(f"{stage.name}: {environment.name} has several turns, and a server is asked once")
         endpoint = Endpoint(given, settings, named)
         about = {"url": endpoint.shown, "model": endpoint.model, "licence": settings.licence or "not stated"}
         return {"teacher": "server", **about, **facts}, endpoint.reply
@@ -149,14 +149,16 @@ def teacher_folder(run: Run, given: str | None, name: str) -> Path:
 def _keep(
     file: Conversations,
     problem: Problem,
-    prompt: Sequence[Message],
+    asked: tuple[Sequence[Message], Sequence[ToolSpec]],
     attempts: Sequence[Attempt],
     settings: TracesSettings,
 ) -> None:
-    kept = [(*prompt, _clean(one.reply)) for one in best(attempts, settings.keep, settings.easiest)]
+    prompt, tools = asked
+    chosen = best(attempts, settings.keep, settings.easiest)
+    kept = [(*prompt, *(one.messages or (_clean(one.reply),))) for one in chosen]
     right = sum(one.correct for one in attempts)
     about = {"environment": problem.environment, "level": problem.level, "right": right, "of": len(attempts)}
-    file.add(_key(problem), about, kept)
+    file.add(_key(problem), about, kept, tools)
 
 
 def _clean(reply: Message) -> Message:

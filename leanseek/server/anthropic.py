@@ -141,8 +141,12 @@ class CountRequest(Wire):
             return False
         if self.thinking is not None:
             return self.thinking.type == "enabled"
-        effort = self.output_config.effort if self.output_config is not None else None
-        return effort != "none" and self.model != NOT_THINKING
+        return self.effort != "none" and self.model != NOT_THINKING
+
+    @property
+    def effort(self) -> str | None:
+        """How much to think, where the request says."""
+        return self.output_config.effort if self.output_config is not None else None
 
     def drawn(self, drawing: Drawing, max_tokens: int | None) -> Asked:
         """Return what it wants.
@@ -170,6 +174,7 @@ class CountRequest(Wire):
             drawing=drawing,
             model=self.model,
             thinks=self.thinks,
+            effort=self.effort,
             max_tokens=max_tokens,
             toolbox=toolbox,
             goes_on=last.role == "assistant",

@@ -11,6 +11,7 @@ from leanseek.server.refusal import ApiError
 from leanseek.server.toolbox import Toolbox
 from leanseek.server.wire import Drawing
 from leanseek.tokens.chat import ChatFormat
+from leanseek.tokens.effort import heeded, with_effort
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Asked:
         drawing: how to draw.
         model: as the client calls it; None: whatever is served.
         thinks: whether the reply shall start with thinking.
+        effort: how much to think, low, high or max, where the model was trained to heed it; None: high.
         max_tokens: longest reply; None: whatever the context leaves.
         toolbox: what may be called.
         form: what the answer must be, without what goes before it; None: anything.
@@ -35,6 +37,7 @@ class Asked:
     drawing: Drawing = field(default_factory=Drawing)
     model: str | None = None
     thinks: bool = True
+    effort: str | None = None
     max_tokens: int | None = None
     toolbox: Toolbox = field(default_factory=Toolbox)
     form: Grammar | None = None
@@ -58,11 +61,13 @@ class Asked:
         """
         try:
             tools = self.toolbox.offered
+            effort = heeded(self.effort, chat.tokenizer.efforts) if self.thinks else None
+            messages = with_effort(self.messages, effort)
             if not self.goes_on:
-                return chat.prompt(self.messages, thinking=self.thinks, tools=tools)
+                return chat.prompt(messages, thinking=self.thinks, tools=tools)
             last = self.messages[-1]
             thought = last.reasoning_content if self.thinks and chat.thinks else None
-            ids = chat.prompt(self.messages[:-1], thinking=thought is not None, tools=tools)
+            ids = chat.prompt(messages[:-1], thinking=thought is not None, tools=tools)
             if thought is not None and not last.content:
                 return ids + chat.tokenizer.encode(thought)
             return ids + chat.reply(replace(last, reasoning_content=thought))[:-1]

@@ -202,6 +202,7 @@ class ChatRequest(Drawing):
             drawing=self,
             model=self.model,
             thinks=self.thinks,
+            effort=self.reasoning_effort,
             max_tokens=self.max_completion_tokens or self.max_tokens,
             toolbox=toolbox,
             form=form,

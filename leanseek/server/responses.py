@@ -104,8 +104,12 @@ class ResponsesRequest(Wire):
     @property
     def thinks(self) -> bool:
         """Whether the reply starts with thinking."""
-        effort = self.reasoning.effort if self.reasoning is not None else None
-        return effort != "none" and self.model != NOT_THINKING
+        return self.effort != "none" and self.model != NOT_THINKING
+
+    @property
+    def effort(self) -> str | None:
+        """How much to think, where the request says."""
+        return self.reasoning.effort if self.reasoning is not None else None
 
     def messages(self) -> list[Message]:
         """Return the items as chat formats take them: what the assistant did in a row is one message."""
@@ -169,6 +173,7 @@ class ResponsesRequest(Wire):
             drawing=Drawing(temperature=self.temperature, top_p=self.top_p),
             model=self.model,
             thinks=self.thinks,
+            effort=self.effort,
             max_tokens=self.max_output_tokens,
             toolbox=toolbox,
             form=form,

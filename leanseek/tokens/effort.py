@@ -37,3 +37,13 @@ def effort_of(key: str, efforts: Sequence[str]) -> str | None:
         efforts: keys of BUDGETS.
     """
     return efforts[zlib.crc32(key.encode()) % len(efforts)] if efforts else None
+
+
+def heeded(effort: str | None, known: Sequence[str]) -> str | None:
+    """Return the effort to ask a model for: the wanted one, else high, else the most that it was trained with.
+
+    Args:
+        effort: that is wanted; None: whatever is usual.
+        known: that the model was trained with; none: it heeds no effort, and None is returned.
+    """
+    return next((one for one in (effort, "high") if one in known), known[-1] if known else None)

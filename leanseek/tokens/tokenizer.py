@@ -181,6 +181,16 @@ class Tokenizer:
             found = named.get("default")
         return found if isinstance(found, str) else None
 
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """The efforts that the model was trained to heed, as `tokens.effort` writes them; none, as a rule."""
+        found = self._config.get("reasoning_efforts")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    @efforts.setter
+    def efforts(self, efforts: Sequence[str]) -> None:
+        self._config["reasoning_efforts"] = list(efforts)
+
     def find(self, text: str) -> int | None:
         """Return the id of a token given by its exact text; None if there is no such token."""
         found = self._fast.token_to_id(text)

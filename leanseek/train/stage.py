@@ -113,7 +113,7 @@ class Stage:
         """
         path = Path(given) if given.endswith(".jsonl") else self.run.traces_path(given)
         chat = ChatFormat(self.tokenizer)
-        found = [chat.example(messages) for messages in Conversations(path).kept()]
+        found = [chat.dialogue(messages, tools=tools) for messages, tools in Conversations(path).kept()]
         context = self.config.max_position_embeddings
         fitting = [example for example in found if len(example[0]) <= context]
         if not fitting:

@@ -78,7 +78,7 @@ def test_the_four_stages_are_made_one_after_the_other(made, monkeypatch, capsys)
     kept = Conversations(run.traces_path("rejection"))
     assert summary["rejection"]["kept"] == len(kept.kept()) == 18 == summary["second_sft"]["traces"]
     assert [one["model"] for one in kept.provenance()] == ["reasoning-2"]
-    assert {message.role for messages in kept.kept() for message in messages} == {"user", "assistant"}
+    assert {message.role for messages, _ in kept.kept() for message in messages} == {"user", "assistant"}
     assert run.latest().name == "preferred-2" and len(run.checkpoints()) == 6
     page, card = run.report_path.read_text(), run.card_path.read_text()
     looks = RunLog(run.watched_path).read("reasoning")

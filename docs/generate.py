@@ -8,6 +8,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from leanseek.cost.published import table
+
 PACKAGE = "leanseek"
 HEAD = """\
 # Map: every file of the package
@@ -110,12 +112,24 @@ def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield from _run_nodes(node)
 
 
+def with_table(page: str, name: str, rows: str) -> str:
+    """Return a page with the rows between its two marks of a name, in place of what stands there."""
+    before, found, rest = page.partition(f"<!-- {name} -->\n")
+    _, closed, after = rest.partition(f"\n<!-- /{name} -->")
+    if not (found and closed):
+        raise ValueError(f"the page has no marks for {name}: <!-- {name} --> and <!-- /{name} -->, each on a line")
+    return before + found + rows + closed + after
+
+
 def main() -> int:
     """Write the pages."""
     root = Path(__file__).resolve().parents[1]
     page = root / "docs" / "map.md"
     page.write_text(map_page(root), encoding="utf-8")
     print(f"wrote {page.relative_to(root)}")
+    cost = root / "docs" / "concepts" / "cost.md"
+    cost.write_text(with_table(cost.read_text(encoding="utf-8"), "published", table()), encoding="utf-8")
+    print(f"wrote the table of {cost.relative_to(root)}")
     return 0
 
 

@@ -16,6 +16,10 @@ from leanseek.model.count import parameters
 # Tokens of a prefill step on each device, in two micro-batches; beyond this, time for a token hardly changes.
 PREFILL_TOKENS = 16384
 
+# Index scores are in fp32 (DeepGEMM's README: fp8_mqa_logits and its paged twin): they are written, and read twice by
+# a radix search for the best: once to count, once to collect.
+SCORE_PASSES = 3
+
 
 @dataclass(frozen=True)
 class Service:
@@ -67,34 +71,19 @@ def prefill_s(service: Service, machines: Machines, length: int, first: int = 0)
 
 def decode_s(service: Service, machines: Machines, texts: float, context: float) -> float:
     """Return the seconds of one decoding step of so many texts on each device, each over `context` cached tokens."""
-    config, ep = service.config, service.decode_ep
-    roof = Roofline(machines.device, service.precision)
-    halves = 2 if service.overlap and ep > 1 and texts >= 2 else 1
-    each = texts / halves
-    tokens = each * (2 if service.accepted else 1)
-    compute = sent = 0.0
-    for layer, number in _kinds(config):
-        compute += number * _layer_s(config, roof, layer, tokens, ep)
-        if config.is_moe(layer):
-            sent += number * direct_exchange_s(config, roof, tokens, ep)
-    compute += each * config.num_hidden_layers * _attend_s(config, roof, context, cached=True, tokens=tokens / each)
-    head = roof.product_s(
-        tokens, config.vocab_size, config.hidden_size, 1, "bf16" if service.precision == "fp8" else None
-    )
-    if service.accepted:
-        compute += compute / config.num_hidden_layers + head  # the MTP layer and its logits
-    compute += head
+    halves = _halves(service, texts)
+    compute, sent = _decode_parts_s(service, machines, texts, context)
     return halves * max(compute, sent) if halves == 2 else compute + sent
 
 
 def decode_at_s(service: Service, machines: Machines, position: float, texts: int = 128) -> float:
-    """Return a device's seconds for one token at a position, in a busy batch whose other texts are short.
+    """Return a device's seconds for one token at a position, in a busy batch of texts that are long on the average.
 
-    That is what a token adds to the bill: the weights that are read for all are shared among all.
+    That is what a token adds to the bill: the weights that are read for all are shared among all, and what is sent
+    hides behind computing, as texts of some thousand tokens have enough of it.
     """
-    roof = Roofline(machines.device, service.precision)
-    attended = service.config.num_hidden_layers * _attend_s(service.config, roof, position, cached=True)
-    return decode_s(service, machines, texts, 0) / texts + attended
+    compute, _ = _decode_parts_s(service, machines, texts, position)
+    return compute * _halves(service, texts) / texts
 
 
 def weights_bytes(service: Service) -> float:
@@ -107,6 +96,31 @@ def weights_bytes(service: Service) -> float:
     vocabulary = counted.embedding + counted.head
     rest = counted.total - counted.routed_experts - vocabulary
     return (local + rest) * size + vocabulary * max(size, 2.0)
+
+
+def _halves(service: Service, texts: float) -> int:
+    """Return how many micro-batches take turns in a decoding step."""
+    return 2 if service.overlap and service.decode_ep > 1 and texts >= 2 else 1
+
+
+def _decode_parts_s(service: Service, machines: Machines, texts: float, context: float) -> tuple[float, float]:
+    """Return the seconds of computing and of sending of one micro-batch's decoding step."""
+    config, ep = service.config, service.decode_ep
+    roof = Roofline(machines.device, service.precision)
+    each = texts / _halves(service, texts)
+    tokens = each * (2 if service.accepted else 1)
+    compute = sent = 0.0
+    for layer, number in _kinds(config):
+        compute += number * _layer_s(config, roof, layer, tokens, ep)
+        if config.is_moe(layer):
+            sent += number * direct_exchange_s(config, roof, tokens, ep)
+    compute += each * config.num_hidden_layers * _attend_s(config, roof, context, cached=True, tokens=tokens / each)
+    head = roof.product_s(
+        tokens, config.vocab_size, config.hidden_size, 1, "bf16" if service.precision == "fp8" else None
+    )
+    if service.accepted:
+        compute += compute / config.num_hidden_layers + head  # the MTP layer and its logits
+    return compute + head, sent
 
 
 def _kinds(config: ModelConfig) -> list[tuple[int, int]]:
@@ -161,6 +175,8 @@ def _attend_s(config: ModelConfig, roof: Roofline, position: float, *, cached: b
         fast = roof.hardware.peak_flops("fp8") * (1.0 if roof.hardware.measured else FP8_SHARE) * roof.computing
         keys = position * (config.index_head_dim + 4.0)
         indexed = max(tokens * index / fast, roof.memory_s(keys) if cached else 0.0)
+        # The few rows of a decoding step stay in the device's own cache; a prompt's do not.
+        indexed += 0.0 if cached else roof.memory_s(tokens * SCORE_PASSES * 4.0 * position)
     else:
         indexed = 0.0
     return max(roof.attention_s(tokens * flops), roof.memory_s(read) if cached else 0.0) + indexed

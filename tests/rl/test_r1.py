@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import torch
 
 import leanseek.rl.collect as collect
 from leanseek import stages
-from leanseek.checkpoint.directory import load_model
+from leanseek.checkpoint.directory import load_model, save_model
 from leanseek.cli.make import tell
+from leanseek.cost.ledger import Charge
 from leanseek.data.conversations import Conversations
-from leanseek.evals.attempts import attempt
+from leanseek.engine.request import Output
+from leanseek.envs.environment import demonstrate, load_environment
+from leanseek.evals.attempts import Attempt, attempt
 from leanseek.log import RunLog
 from leanseek.messages import Message
 from leanseek.run import Run
 from leanseek.settings import load_recipe
+from leanseek.tokens.chat import ChatFormat
+from leanseek.train.stage import Stage
 
 SMALL = {
     **{"data.documents": 300, "data.sequence_tokens": 48, "data.validation_fraction": 0.1, "threads": 1},
@@ -122,3 +128,33 @@ def test_zero_starts_from_the_base(made):
     assert base.state_dict().keys() == zero.state_dict().keys()
     assert run.summary["accuracy"]["largest"].keys() >= {"base", "zero"}
     assert Path(run.report_path).is_file() and torch.isfinite(zero.lm_head.weight).all()
+
+
+def test_a_conversation_of_several_turns_is_kept_whole_and_learnt_from(
+    made, make_model, monkeypatch, tiny_tokenizer, tmp_path
+):
+    run = made("r1-laptop", stages__rejection__problems=3, data__sequence_tokens=8)
+    model = make_model(max_position_embeddings=50_000)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    save_model(model, run.checkpoint("reasoning", 1), tiny_tokenizer)
+    task = load_environment("smart_home")
+
+    def played(engine, problems, params, *, environments, efforts):
+        found = []
+        for problem in problems:
+            said, turn = demonstrate(task, problem, random.Random(0))
+            replies = tuple(said[len(task.start(problem).messages) :])
+            output = Output("r", 0, [1] * len(said), "", finish_reason="stop")
+            found += [Attempt(problem, [1], said[-1], output, turn.rewards, True, True, messages=replies)] * params.n
+        return found
+
+    monkeypatch.setattr(collect, "attempt", played)
+    stage = Stage(run, "rejection", tiny_tokenizer, RunLog(run.metrics_path), Charge("rejection"))
+    figures = collect.collect(stage, [task])
+    assert figures["kept"] == figures["problems"] == 3
+    messages, tools = Conversations(run.traces_path("rejection")).kept()[0]
+    assert {"user", "assistant", "tool"} <= {m.role for m in messages} and [t.name for t in tools] == [
+        tool.name for tool in task.tools
+    ]
+    ids, learnt = stage.conversations("rejection")[0]
+    assert (ids, learnt) == ChatFormat(tiny_tokenizer).dialogue(messages, tools=tools) and 0 < sum(learnt) < len(ids)

@@ -203,6 +203,12 @@ class GrpoSettings(TrainSettings):
     language: str | None = Field(None, description="language that replies are to think in, as en, ru or zh; None: any")
     language_reward: float = Field(0.1, ge=0, description="weight of the share of words in that language (R1)")
     rubric: dict[str, float] = Field({}, description="check of a reply (as sound, brief) -> its weight in the reward")
+    judge: str | None = Field(None, description="URL of a server whose model grades right replies; None: none does")
+    judge_model: str | None = Field(None, description="the judge's name there; None: the first that it lists")
+    judge_wishes: str = Field(
+        "The thinking is short, orderly and easy to follow.", description="what the judge grades by, in words"
+    )
+    judge_reward: float = Field(0.5, ge=0, description="what its best grade adds to a right reply's reward")
     length_reward: float = Field(
         0.0, ge=0, description="with efforts: what a longest reply loses at low effort, less at higher ones; 0: nothing"
     )

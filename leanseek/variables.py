@@ -49,7 +49,7 @@ VARIABLES = (
         "LEANSEEK_TEACHER_KEY",
         "text",
         "none is sent",
-        "key of the server that `leanseek distill --teacher URL` learns from; it is never written down",
+        "key of the server that teaches (`leanseek distill --teacher URL`) or judges; it is never written down",
     ),
     Variable(
         "LEANSEEK_THREADS",

@@ -282,8 +282,13 @@ def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 
 def _taught(stage: Mapping[str, Any]) -> list[str]:
-    """Say of each sitting with a teacher that is a server who it was, when, and under which terms."""
+    """Say of each server that taught or judged who it was, and under which terms."""
     lines = []
+    if isinstance(judge := stage.get("judge"), Mapping):
+        lines.append(
+            f"{_text(judge.get('model'))} at {_text(judge.get('url'))} graded right replies by these wishes: "
+            f"{_text(judge.get('wishes'))}"
+        )
     for one in stage.get("provenance") or ():
         if one.get("teacher") == "server":
             lines.append(

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from urllib.parse import urlsplit
 
-from leanseek import variables
 from leanseek.engine.request import Output
 from leanseek.envs.environment import Environment, Problem
-from leanseek.errors import ServerError
 from leanseek.evals.attempts import Attempt, score
-from leanseek.messages import Message
+from leanseek.rl.client import PAUSES_S, Client
 from leanseek.settings import TracesSettings
-from leanseek.tokens.tokenizer import whole
-
-TIMEOUT_S = 600.0
-LARGEST_ANSWER = 1 << 24
-# Seconds that are waited before a request that was refused for the moment is sent once more.
-PAUSES_S = (1.0, 4.0, 16.0)
-FOR_THE_MOMENT = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class Endpoint:
-    """A teacher behind a URL. Its key, if it wants one, is in the variable LEANSEEK_TEACHER_KEY.
+    """A teacher behind a URL.
 
     Args:
-        url: of the server, with or without /v1 at its end.
+        url: of the server.
         settings: how it is asked.
         environments: by name, which score its replies.
         pauses_s: before each further try.
@@ -47,17 +31,9 @@ class Endpoint:
         environments: Mapping[str, Environment],
         pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
-        self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._settings, self._environments, self._pauses_s = settings, environments, pauses_s
-        self._key = variables.teacher_key()
-        self.model = settings.model or self._first_model()
-
-    @property
-    def shown(self) -> str:
-        """The URL without what might be a secret in it."""
-        parts = urlsplit(self._base)
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+        self._client = Client(url, settings.model, pauses_s)
+        self._settings, self._environments = settings, environments
+        self.model, self.shown = self._client.model, self._client.shown
 
     def reply(self, problems: Sequence[Problem], first: int) -> list[Attempt]:
         """Return `samples` scored replies to each problem, side by side; so many requests at once as the settings say.
@@ -78,68 +54,12 @@ class Endpoint:
     def _attempt(self, problem: Problem) -> Attempt:
         environment, settings = self._environments[problem.environment], self._settings
         messages = environment.start(problem).messages
-        body = {
-            "model": self.model,
-            "messages": [{"role": one.role, "content": one.content} for one in messages],
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_new_tokens,
-        }
-        answer = self._ask("chat/completions", body)
-        try:
-            choice = answer["choices"][0]
-            reply, finish = _reply(choice["message"]), str(choice.get("finish_reason") or "stop")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise ServerError(f"{self.shown} sent no reply, but {str(answer)[:200]}") from None
+        reply, finish = self._client.chat(
+            messages, temperature=settings.temperature, max_tokens=settings.max_new_tokens
+        )
         rewards, error = score(environment, problem, reply)
         correct, formed = rewards.get("correct", 0.0) >= 1.0, rewards.get("format", 0.0) >= 1.0
         # Its tokens are not known, and the text's bytes tell replies apart and compare their lengths as well.
         said = f"{reply.reasoning_content}\n{reply.content}"
         output = Output("", 0, list(said.encode()), said, finish_reason="stop" if finish == "stop" else "length")
         return Attempt(problem, [], reply, output, rewards, correct, formed, error)
-
-    def _first_model(self) -> str:
-        answer = self._ask("models", None)
-        try:
-            return str(answer["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise ServerError(f"{self.shown}/models lists no model; name one with --traces.model") from None
-
-    def _ask(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return a request's answer; what is refused for the moment is asked again, a few times."""
-        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
-        data = None if body is None else json.dumps(body).encode()
-        for pause_s in (*self._pauses_s, None):
-            try:
-                request = urllib.request.Request(f"{self._base}/{path}", data, headers)
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                    found = json.loads(answer.read(LARGEST_ANSWER))
-                if not isinstance(found, dict):
-                    raise ServerError(f"{self.shown} sent what is no JSON object: {str(found)[:80]}")
-                return found
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = error.read(1000).decode(errors="replace")
-                if error.code not in FOR_THE_MOMENT or pause_s is None:
-                    hint = "; put its key into LEANSEEK_TEACHER_KEY" if error.code in (401, 403) else ""
-                    raise ServerError(f"{self.shown} answered {error.code}: {said[:200]}{hint}") from None
-            except json.JSONDecodeError:
-                raise ServerError(f"{self.shown} sent what is no JSON") from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if pause_s is None or isinstance(error, ValueError):
-                    reason = getattr(error, "reason", error)
-                    raise ServerError(
-                        f"{self.shown} does not answer ({reason}); what it said so far is kept: run the same command "
-                        "again when it does"
-                    ) from None
-            time.sleep(pause_s)
-        raise AssertionError("the last try returns or raises")
-
-
-def _reply(message: Mapping[str, Any]) -> Message:
-    """Return a reply, its thinking apart, however the server spells it; thinking that there is none of is empty."""
-    content = whole(str(message.get("content") or ""))
-    thinking = message.get("reasoning_content") or message.get("reasoning")
-    if thinking is None and "</think>" in content:
-        thinking, _, content = content.partition("</think>")
-        thinking = thinking.replace("<think>", "", 1)
-    return Message("assistant", content.strip(), whole(str(thinking or "")).strip())

@@ -19,6 +19,7 @@ from leanseek.log import say
 from leanseek.model.transformer import Transformer
 from leanseek.rl.agreement import agreement_of
 from leanseek.rl.cluster import Cluster
+from leanseek.rl.judge import Judge
 from leanseek.rl.lora import Lora
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import COPIES, Seat, Stream, copy_of
@@ -43,6 +44,7 @@ def grpo(
         evaluate: model -> accuracy per task, shown on the way.
     Raises:
         RunError: trainer and engine do not agree on what was sampled.
+        ServerError: a judge that is wanted does not answer.
     """
     recipe = stage.run.recipe
     settings = recipe.settings_of(stage.name, GrpoSettings)
@@ -61,7 +63,11 @@ def grpo(
         start = stage.before()
         assert start is not None, "the stage's model came from it"
         reference = load_model(start, dtype=recipe.dtype, device=recipe.device)
-    rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter, recipe.efforts)
+    judge = None
+    if settings.judge is not None:
+        judge = Judge(settings)
+        stage.run.update(stage.name, {"judge": judge.described})
+    rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter, recipe.efforts, judge)
     optimiser = Optimiser if not settings.lora_rank else _lora(settings, recipe.seed)
     before = _before(stage, model, evaluate) if settings.start is not None else {}
     latest: dict[str, float] = {}

@@ -18,7 +18,7 @@ DEAREST = 0.5
 
 
 def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | None = None) -> float:
-    """Return 1 for a right answer, with what the settings add for form, language and rubric, and take for length.
+    """Return 1 for a right answer, more for form, language, rubric and judge as settings have it, and less for length.
 
     Args:
         attempt: the reply.
@@ -28,6 +28,8 @@ def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | 
     earned = float(attempt.correct) + settings.format_reward * float(attempt.formed)
     if settings.language is not None:
         earned += settings.language_reward * consistency(attempt.reply, settings.language)
+    if settings.judge is not None:
+        earned += settings.judge_reward * attempt.rewards.get("judge", 0.0)
     if settings.rubric:
         earned += graded(attempt, settings.rubric, environment)
     if settings.length_reward and attempt.effort is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
 from leanseek.envs.environment import Environment, Problem
@@ -15,6 +16,7 @@ from leanseek.evals.attempts import Attempt, attempt
 from leanseek.model.count import sampling_parts
 from leanseek.rl.advantages import group_advantages
 from leanseek.rl.cluster import Side
+from leanseek.rl.judge import Judge
 from leanseek.rl.rewards import reward
 from leanseek.settings import GrpoSettings
 from leanseek.train.objectives.cut import Cut
@@ -40,6 +42,7 @@ class Rollouts:
         seed: of problems and samples.
         meter: sampling is charged to it.
         efforts: of which each prompt asks for one; empty: none is asked for.
+        judge: who grades right replies; None: nobody.
     """
 
     engine: EnginePool | Side
@@ -49,6 +52,7 @@ class Rollouts:
     seed: int
     meter: Meter
     efforts: Sequence[str] = ()
+    judge: Judge | None = None
 
     def batch(self, step: int) -> GroupBatch:
         """Sample a step's groups; those whose replies differ in reward are what there is to learn from.
@@ -141,7 +145,20 @@ class Rollouts:
 
     def _attempts(self, step: int, draw: int = 0, problems: Sequence[Problem] | None = None) -> list[Attempt]:
         chosen = self.problems(step) if problems is None else problems
-        return attempt(self.engine, chosen, self.params(step, draw), environments=self.named, efforts=self.efforts)
+        return self.attempts(self.engine, chosen, self.params(step, draw))
+
+    def attempts(
+        self, engine: Engine | EnginePool, problems: Sequence[Problem], params: SamplingParams
+    ) -> list[Attempt]:
+        """Return the replies to problems, scored, and graded where there is a judge.
+
+        Args:
+            engine: that replies.
+            problems: that are asked.
+            params: of the replies.
+        """
+        found = attempt(engine, problems, params, environments=self.named, efforts=self.efforts)
+        return found if self.judge is None else self.judge.graded(found)
 
     def rewards(self, attempts: Sequence[Attempt]) -> list[float]:
         """Return what each attempt earned."""

@@ -16,7 +16,7 @@ from leanseek.engine.request import Output, SamplingParams
 from leanseek.engine.shared import SharedEngine
 from leanseek.envs.environment import Problem
 from leanseek.errors import RunError
-from leanseek.evals.attempts import Attempt, attempt
+from leanseek.evals.attempts import Attempt
 from leanseek.model.transformer import Transformer
 from leanseek.rl.cluster import Side
 from leanseek.rl.rollouts import Rollouts
@@ -210,8 +210,7 @@ class Stream:
         asker = _Asker(slot, self._condition, job.params.n)
         try:
             torch.set_num_threads(self._threads)
-            known = self.rollouts.named
-            drawn = attempt(asker, [job.problem], job.params, environments=known, efforts=self.rollouts.efforts)
+            drawn = self.rollouts.attempts(asker, [job.problem], job.params)
             group = self.rollouts.group(drawn)
             agreement: Mapping[str, float] = {}
             with self._condition:

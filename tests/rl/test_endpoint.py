@@ -113,7 +113,7 @@ def test_what_fails_for_good_is_told(teacher, plan, complaint):
 
 def test_a_server_that_is_not_there_is_told():
     settings = TracesSettings()
-    with pytest.raises(ServerError, match=r"does not answer.*what it said so far is kept"):
+    with pytest.raises(ServerError, match=r"does not answer.*what was done so far is kept"):
         Endpoint("http://127.0.0.1:9", settings, {}, pauses_s=())
 
 

@@ -126,6 +126,27 @@ def _worked(chat: ChatFormat, environments: Sequence[Environment], recipe: Recip
             yield len(ids) - sum(mask), sum(mask), sum(mask) * share * (1 - kept / len(lines))
 
 
+def prefill_seconds(config: ModelConfig, rates: Rates, prompts: int, prompt: int) -> float:
+    """Return the seconds of reading so many prompts of so many tokens."""
+    flops = forward_flops(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1)
+    return prompts * flops / rates.prefill_flops_per_s
+
+
+def decode_seconds(config: ModelConfig, rates: Rates, replies: int, prompt: int, reply: float, steps: float) -> float:
+    """Return the seconds of writing replies.
+
+    Args:
+        config: the model's.
+        rates: of this machine.
+        replies: how many.
+        prompt: tokens before each.
+        reply: tokens of each, on the average.
+        steps: of decoding; each serves all that are not done.
+    """
+    flops = replies * reply * decode_flops_per_token(config, round(prompt + reply / 2))
+    return steps * config.num_hidden_layers * rates.layer_decode_s + flops / rates.decode_flops_per_s
+
+
 class _Forecast:
     """A recipe's work in tokens and FLOPs, and the seconds of that."""
 
@@ -231,16 +252,11 @@ class _Forecast:
         """Return the tokens and seconds of some replies to each of some prompts."""
         config, texts = self.config, self.texts
         prompt = max(round(texts.prompt), 1)
-        prefill = prompts * forward_flops(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1)
-        decode = prompts * each * reply * decode_flops_per_token(config, round(prompt + reply / 2))
         rounds = -(-prompts * each // BATCH)
         # The last reply of a round ends it; within a round the others' ends are filled by those that wait.
         longest = max(reply, texts.longest if rounds == 1 else reply)
-        seconds = (
-            prefill / self.rates.prefill_flops_per_s
-            + rounds * longest * config.num_hidden_layers * self.rates.layer_decode_s
-            + decode / self.rates.decode_flops_per_s
-        )
+        seconds = prefill_seconds(config, self.rates, prompts, prompt)
+        seconds += decode_seconds(config, self.rates, prompts * each, prompt, reply, rounds * longest)
         return round(prompts * (prompt + each * reply)), seconds
 
     def _stage(self, name: str, tokens: int, seconds: float) -> StageForecast:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from leanseek import variables
+from leanseek.cost.energy import EnergyMeter, describe_meter
 from leanseek.envs.environment import environments, load_environment
 from leanseek.errors import UsageError
 from leanseek.log import progress, say
 from leanseek.run import Run, model_folder
+from leanseek.units import format_joules
 
 if TYPE_CHECKING:
     from leanseek.evals.accuracy import Accuracy
@@ -70,6 +72,8 @@ def eval_(
         torch.set_num_threads(threads)
     say(f"measuring {folder}")
     engine = Engine.load(folder, weights=weights, device=device, max_batch=BATCH)
+    meter = EnergyMeter(device, gpu_name=torch.cuda.get_device_name() if device == "cuda" else None)
+    meter.start()
     results = []
     for task in tasks:
         with progress(problems * (1 + samples), task.name) as bar:
@@ -87,8 +91,18 @@ def eval_(
         results.append(result)
         if not json:
             print("\n".join(lines(result)), flush=True)
+    joules, tokens = meter.read_joules(), sum(result.tokens for result in results)
+    meter.stop()
     if json:
-        print(json_format.dumps({"model": str(folder), "tasks": [result.to_dict() for result in results]}, indent=2))
+        energy = {"joules": joules, "tokens": tokens, "meter": meter.meter}
+        print(
+            json_format.dumps(
+                {"model": str(folder), "tasks": [result.to_dict() for result in results], "energy": energy}, indent=2
+            )
+        )
+    else:
+        each = f", {format_joules(joules / tokens)} a token of the {tokens:,} sampled" if tokens else ""
+        print(f"energy: {format_joules(joules)}{each}; {describe_meter(meter.meter)}")
 
 
 def lines(result: Accuracy) -> list[str]:

@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from leanseek.cost.energy import describe_meter
 from leanseek.errors import UsageError
 from leanseek.run import Run
 from leanseek.settings import Recipe, load_recipe
 from leanseek.units import format_flops, format_joules, format_percent, format_seconds, format_usd
 
 DEFAULT_RECIPE = "laptop"
+# Stages whose energy is told for each token, and what is done with one there.
+ENERGY_OF = {"pretrain": "pretrained", "sft": "fine-tuned", "grpo": "sampled and learnt from", "eval": "sampled"}
 Settings = Annotated[dict[str, Any], Parameter(parse=False)]
 
 
@@ -125,6 +128,14 @@ def summary_lines(run: Run) -> list[str]:
         models = ["base", *run.recipe.line]
         shares = [f"{name} {format_percent(figures[name])}" for name in models if figures.get(name) is not None]
         lines.append(f"  {name}: {', '.join(shares)} of {figures.get('n', '?')} held-out problems")
+    if totals.get("joules") is not None:
+        each = [
+            f"{format_joules(one['joules'] / one['tokens'])} a token {what}"
+            for stage, what in ENERGY_OF.items()
+            if (one := summary.get(stage, {})).get("joules") is not None and one.get("tokens")
+        ]
+        each.append(describe_meter(str(totals.get("meter") or "")))
+        lines.append(f"  energy: {'; '.join(each)}")
     lines += [f"  {path}" for path in (run.report_path, run.card_path) if path.is_file()]
     if run.latest() is not None:
         lines.append(f"talk with it: leanseek chat {run.folder}")

@@ -17,6 +17,7 @@ from leanseek.cost.hardware import Hardware, gpu_named, this_cpu
 from leanseek.cost.layout import Layout, parse_layout
 from leanseek.cost.learning import Learning, plan_learning
 from leanseek.cost.machines import Machines, parse_machines
+from leanseek.cost.nearest import nearest_fit
 from leanseek.cost.page import plan_page
 from leanseek.cost.planner import best_plan, config_of, default_precision, work_of
 from leanseek.cost.rates import Rates, load_rates, save_rates
@@ -24,7 +25,7 @@ from leanseek.cost.search import Loser
 from leanseek.cost.service import Service
 from leanseek.cost.serving import BUSY, plan_serving
 from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
-from leanseek.cost.training import plan_training
+from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
 from leanseek.files import write_atomic
 from leanseek.forecast import INFORMATIVE, as_summary, forecast
@@ -172,13 +173,24 @@ def plan(
             chosen = asked
     else:
         chosen = plan_training(work, machines, spread)
+    nearest = None if chosen.fits else nearest_fit(chosen)
     if html is not None:
         write_atomic(html, plan_page(f"{model} on {machines.asked}", chosen, whose))
     if json:
         others = [{"layout": one.plan.layout.text, "step_s": one.plan.step_s, "why": one.why} for one in losers]
-        print(_as_json({"model": model, **chosen.as_dict(), "others": others}, whose, chosen.joules))
+        print(_as_json({"model": model, **chosen.as_dict(), "others": others, **_near(nearest)}, whose, chosen.joules))
         return
-    print(_page(model, training_tables(chosen, losers if best else [], whose)))
+    tables = training_tables(chosen, losers if best else [], whose)
+    if not chosen.fits:
+        said = "none is near; leave --layout out to have one searched"
+        if nearest is not None:
+            said = f"{nearest.layout.text}, {format_seconds(nearest.step_s)} a step"
+        tables.insert(1, Table([("nearest that fits", said)]))
+    print(_page(model, tables))
+
+
+def _near(nearest: TrainingPlan | None) -> dict[str, Any]:
+    return {} if nearest is None else {"nearest_that_fits": {"layout": nearest.layout.text, "step_s": nearest.step_s}}
 
 
 def measured_rates() -> Rates:

@@ -31,6 +31,7 @@ class Accuracy:
         levels: level -> `greedy` of that level alone.
         length: mean tokens of the greedy replies.
         attempts: the greedy replies, in the order of the problems, to show some.
+        tokens: of all replies, sampled ones too.
     """
 
     environment: str
@@ -41,6 +42,7 @@ class Accuracy:
     levels: Mapping[int, Proportion]
     length: float
     attempts: tuple[Attempt, ...]
+    tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON, without the attempts."""
@@ -95,7 +97,7 @@ def evaluate(
     efforts = () if effort is None else (effort,)
     params = SamplingParams(max_tokens=max_new_tokens, temperature=0.0)
     greedy = attempt(engine, chosen, params, environments=known, on_progress=on_progress, efforts=efforts)
-    right_of = [0] * len(chosen)
+    right_of, drawn = [0] * len(chosen), list[Attempt]()
     if samples:
         params = SamplingParams(max_tokens=max_new_tokens, temperature=temperature, n=samples, seed=seed)
         shifted = None if on_progress is None else lambda done: on_progress(len(chosen) + done)
@@ -116,6 +118,7 @@ def evaluate(
         {level: Proportion.of(sum(flags), len(flags)) for level, flags in sorted(by_level.items())},
         sum(len(one.output.token_ids) for one in greedy) / max(len(greedy), 1),
         tuple(greedy),
+        sum(len(one.output.token_ids) for one in (*greedy, *drawn)),
     )
 
 

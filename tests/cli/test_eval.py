@@ -41,7 +41,9 @@ def test_a_run_says_which_tasks_and_levels(folder, tmp_path, capsys):
     assert found["model"] == str(run.checkpoint("sft", 3))
     assert [(task["environment"], list(task["levels"])) for task in found["tasks"]] == [("largest", ["4"])]
     assert main(["eval", *tokens]) == 0
-    assert capsys.readouterr().out.startswith("largest: 0.0% (0.0% to ")
+    page = capsys.readouterr().out
+    assert page.startswith("largest: 0.0% (0.0% to ") and "a token of the" in page and "energy: " in page
+    assert found["energy"]["joules"] > 0 and found["energy"]["tokens"] > 0 and found["energy"]["meter"]
 
 
 def test_an_unknown_task_is_told_before_anything_is_loaded(folder, capsys):

@@ -130,10 +130,12 @@ def _recipes() -> list[str]:
 def test_the_summary_says_cost_accuracy_and_where_to_look(tmp_path):
     run = Run.create(tmp_path / "run", load_recipe("laptop"))
     assert summary_lines(run) == [str(run.folder)]
-    run.update("totals", {"seconds": 600, "flops": 1e15, "joules": 2e4, "usd": 0.01})
+    run.update("totals", {"seconds": 600, "flops": 1e15, "joules": 2e4, "usd": 0.01, "meter": "estimated:virtual-cpu"})
+    run.update("pretrain", {"joules": 1e4, "tokens": 1_000_000})
     run.update("accuracy", {"largest": {"base": 0.0, "sft": 0.5, "grpo": 0.75, "n": 512}})
     run.card_path.write_text("card")
     lines = summary_lines(run)
     assert "10 min" in lines[0] and "PFLOP" in lines[0] and "kJ" in lines[0]
     assert "sft 50" in lines[1] and "grpo 75" in lines[1] and "512" in lines[1]
-    assert lines[2].strip() == str(run.card_path) and len(lines) == 3
+    assert "energy: 0.01 J a token pretrained; estimated as 3.5 W for a busy core" in lines[2]
+    assert lines[3].strip() == str(run.card_path) and len(lines) == 4

@@ -59,7 +59,9 @@ def test_the_best_says_why_the_others_lose(capsys):
 
 def test_a_layout_that_does_not_fit_says_by_how_much(capsys):
     page = shown(capsys, "deepseek-v3", "--on", "64xh800", "--tokens", "1T", "--layout", "pp=8,ep=8,schedule=1f1b")
-    assert "too many, it does not fit" in page
+    assert "too many, it does not fit" in page and "nearest that fits" in page
+    found = json.loads(shown(capsys, *V3, "--tokens", "1T", "--layout", "pp=8,ep=64,micro=2", "--json"))
+    assert not found["fits"] and found["nearest_that_fits"]["layout"] != found["layout"]
 
 
 def test_serving_is_planned(capsys):

@@ -22,6 +22,7 @@ def serve(
     insecure: bool = False,
     max_batch: int = 64,
     max_requests: int = 1024,
+    queue_s: float = 600.0,
     cache_gib: float | None = None,
     cache_dir: Path | None = None,
     cache_disk_gib: float = 8.0,
@@ -53,8 +54,9 @@ def serve(
         insecure: Let other machines in without a key.
         max_batch: Replies that are drawn at once; further ones wait their turn.
         max_requests: Requests under way at once, those that wait included; further ones are told to come later.
-        cache_gib: Memory for what was read and said, in GiB; without it, half of what is free beside the weights, as
-            far as it is of use.
+        queue_s: Seconds that a request may wait for its turn; then it is dropped and told to come later (503).
+        cache_gib: Memory for what was read and said, in GiB; without it, what is free beside the weights, but for a
+            tenth and at least 1 GiB, as far as it is of use.
         cache_dir: Folder where what was read and said is kept over a restart; without it, nowhere.
         cache_disk_gib: Most that this folder may take, in GiB.
         drafts: Tokens that the MTP layer drafts at once, where that is found to pay; without it, 1 if there is such
@@ -99,6 +101,7 @@ def serve(
         api_keys=read_keys(api_key_file) if api_key_file is not None else (),
         insecure=insecure,
         most_requests=max_requests,
+        queue_s=queue_s,
         access_log=access_log,
         cors_origins=cors_origin,
         drain_s=drain_s,

@@ -172,6 +172,11 @@ class Engine:
         """Replies that are being drawn."""
         return len(self._rows)
 
+    @property
+    def queued(self) -> set[str]:
+        """Requests with a reply that waits for its first turn, while none of their prompts is being read."""
+        return self.scheduler.queued
+
     def compile(self, grammar: Grammar) -> None:
         """Compile a grammar ahead of its request, which then finds it ready; from any thread.
 

@@ -108,6 +108,12 @@ class Scheduler:
         """Rows that the texts under reading will need."""
         return sum(len(reading.samples) for reading in self.reading)
 
+    @property
+    def queued(self) -> set[str]:
+        """Requests of which a reply waits that was never let in, and of which nothing is being read."""
+        reading = {sample.request.request_id for one in self.reading for sample in one.samples}
+        return {sample.request.request_id for sample in self.waiting if sample.arrival < 0} - reading
+
     def admit(self, running: int, token_limit: int) -> list[Copy]:
         """Let waiting samples in; return what must be copied before anything is read.
 

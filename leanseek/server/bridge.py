@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import queue
 import threading
@@ -19,12 +20,23 @@ from leanseek.log import say
 from leanseek.server.bill import Bill
 from leanseek.server.metrics import Metrics
 from leanseek.server.tally import Tally
-from leanseek.server.ticket import NotReadyError, OverloadedError, RefusedError, StoppingError, Ticket
+from leanseek.server.ticket import (
+    NotReadyError,
+    OverloadedError,
+    RefusedError,
+    StoppingError,
+    Ticket,
+    WaitedError,
+)
 
 # How long `close` waits for the thread: a step ends soon, the reading of weights may not.
 STEP_PATIENCE_S = 10.0
 LOADING_PATIENCE_S = 1.0
 LONGEST_RETRY_S = 120
+# DeepSeek closes a connection whose request has not begun after ten minutes.
+QUEUE_S = 600.0
+# How often it is looked who has waited too long.
+LOOK_S = 1.0
 
 State = Literal["loading", "ready", "failed", "closed"]
 # Told what is being done and which share of the loading is over.
@@ -40,6 +52,7 @@ class Bridge:
     Args:
         load: makes the engine, in that thread; called with a function that takes reports.
         most_requests: how many may be under way at once.
+        queue_s: how long a request may wait for its turn.
         bill: divides what the work costs; None: nothing is counted.
         metrics: counts what is done; None: a bridge's own.
     """
@@ -49,6 +62,7 @@ class Bridge:
         load: Callable[[Report], Engine],
         *,
         most_requests: int = 1024,
+        queue_s: float = QUEUE_S,
         bill: Bill | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -59,7 +73,8 @@ class Bridge:
         self.phase, self.progress = "starting", 0.0
         self.on_failure: Callable[[], None] = lambda: None
         self.steps = 0
-        self._load, self._most_requests = load, most_requests
+        self._load, self._most_requests, self._queue_s = load, most_requests, queue_s
+        self._looked_s = 0.0
         self._orders: queue.SimpleQueue[tuple[str, Ticket] | None] = queue.SimpleQueue()
         self._tickets: dict[str, Ticket] = {}
         self._engine: Engine | None = None
@@ -177,6 +192,7 @@ class Bridge:
         while self.state == "ready" and self._obey(self._engine):
             if self._engine.has_work:
                 self._step(self._engine)
+                self._give_up(self._engine)
         with self._lock:
             self.state = "closed" if self.state == "ready" else self.state
         self._fail_all(StoppingError("the server is stopping"))
@@ -255,6 +271,26 @@ class Bridge:
                 del self._tickets[ticket.request_id]
                 self.tally.finished(ticket)
         self._send(arrived)
+
+    def _give_up(self, engine: Engine) -> None:
+        """Let go of the requests whose turn did not come in time, and tell their clients."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < min(LOOK_S, self._queue_s):
+            return
+        self._looked_s = now_s
+        # In the order in which they came: behind the first one that is young all are.
+        old = itertools.takewhile(lambda one: now_s - one.began_s > self._queue_s, self._tickets.values())
+        silent = [ticket for ticket in old if not any(one.last_s for one in ticket.siblings)]
+        queued = engine.queued if silent else set()
+        late = [ticket for ticket in silent if all(one.request_id in queued for one in ticket.siblings)]
+        for ticket in late:
+            if self._tickets.pop(ticket.request_id, None) is not None:
+                self._cancel(engine, ticket.request_id)
+        if late:
+            self.metrics.replies.add(sum(ticket.params.n for ticket in late), reason="queue_timeout")
+            message = f"the request has waited {self._queue_s:g} s for its turn and was dropped; try again later"
+            error = WaitedError(message, self.retry_s)
+            self._send({ticket: [error] for ticket in late})
 
     def _read_by(self, engine: Engine) -> list[Ticket]:
         """Return the requests whose prompts are being read."""

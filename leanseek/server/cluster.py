@@ -58,7 +58,7 @@ class ClusterSettings(BaseModel):
     threads: int = Field(1, ge=1, description="threads that a replica computes with")
     max_batch: int = Field(64, ge=1, description="replies that a replica draws at once; more go to the next one")
     max_requests: int = Field(1024, ge=1, description="requests that may wait in front of all replicas; then 429")
-    cache_gib: float | None = Field(None, description="memory for texts, of each replica")
+    cache_gib: float | None = Field(None, description="GiB for texts, of each replica; none: a share of what is free")
     cache_dir: Path | None = Field(None, description="folder for texts, one below it for each replica of a machine")
     cache_disk_gib: float = Field(8.0, description="most that one of them may take")
     drafts: int | None = Field(None, description="tokens that the MTP layer drafts at once")
@@ -87,7 +87,7 @@ class Replica:
         torch.set_num_threads(settings.threads)
         name = serve.get_replica_context().replica_id.unique_id
         place = settings.cache_dir / str(serve.get_replica_context().rank.local_rank) if settings.cache_dir else None
-        store = Store(settings.cache_gib, place, settings.cache_disk_gib)
+        store = Store(settings.cache_gib, place, settings.cache_disk_gib, sharers=settings.replicas)
         loading = Loading(
             model_folder(settings.model), settings.weights, settings.device, settings.max_batch, store, settings.drafts
         )

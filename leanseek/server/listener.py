@@ -21,7 +21,7 @@ from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
 from leanseek.server.app import make_app
 from leanseek.server.bill import Bill
-from leanseek.server.bridge import Bridge, Report
+from leanseek.server.bridge import QUEUE_S, Bridge, Report
 from leanseek.server.gate import is_loopback
 from leanseek.server.loading import Loading
 from leanseek.server.protocol import Protocol
@@ -48,6 +48,7 @@ class Listener:
         api_keys: any of them opens; none: no key is needed.
         insecure: whether others may reach it without a key.
         most_requests: how many may be under way at once; further ones are told to come later.
+        queue_s: how long a request may wait for its turn; then it is dropped, and its client told.
         bill: divides what the work costs; None: nothing is counted.
         access_log: whether each request is told on standard error.
         cors_origins: web pages of these origins may ask.
@@ -68,6 +69,7 @@ class Listener:
         api_keys: tuple[str, ...] = (),
         insecure: bool = False,
         most_requests: int = MOST_REQUESTS,
+        queue_s: float = QUEUE_S,
         bill: Bill | None = None,
         access_log: bool = False,
         cors_origins: tuple[str, ...] = (),
@@ -83,12 +85,14 @@ class Listener:
             )
         if most_requests < 1:
             raise UsageError(f"max_requests = {most_requests}: at least 1 is needed")
+        if not 0 < queue_s < float("inf"):
+            raise UsageError(f"queue_s = {queue_s}: more than 0 seconds are needed")
         _check_tls(tls)
         self._socket = _bind(host, port)
         self.host, self.port = host, int(self._socket.getsockname()[1])
         self.served = served
         self._scheme = "http" if tls is None else "https"
-        self.bridge = Bridge(load, most_requests=most_requests, bill=bill)
+        self.bridge = Bridge(load, most_requests=most_requests, queue_s=queue_s, bill=bill)
         config = uvicorn.Config(
             make_app(
                 self.bridge,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from leanseek.checkpoint.packed import WEIGHTS, open_model
+from leanseek.checkpoint.packed import FORMS, WEIGHTS, open_model, packed_bytes
 from leanseek.cost.energy import EnergyMeter
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
@@ -104,7 +104,9 @@ class Loading:
         report("making room for texts", (1 + READING) / 2)
         drafts = int(model.mtp_layer is not None) if self.drafts is None else self.drafts
         specs = model.cache_specs()[: model.config.num_hidden_layers + bool(drafts)]
-        room = self.store.bytes_for(specs, model.config.max_position_embeddings, self.max_batch, self.device)
+        longest = model.config.max_position_embeddings
+        mapped = packed_bytes(model.config, self.weights) if self.weights in FORMS else 0
+        room = self.store.bytes_for(specs, longest, self.max_batch, self.device, mapped)
         # What other operators computed has other bits: it may not be taken for what these compute.
         operators = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}" if self.invariant else "any"
         disk = self.store.disk(f"{self.fingerprint} {drafts > 0} {operators}")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from leanseek.errors import LeanseekError, ServerError, UsageError
 from leanseek.server.jsontext import to_json
-from leanseek.server.ticket import BehindError, NotReadyError, OverloadedError, RefusedError
+from leanseek.server.ticket import BehindError, NotReadyError, OverloadedError, RefusedError, WaitedError
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -74,6 +74,8 @@ def as_api_error(error: LeanseekError) -> ApiError:
     """Return a failure as a client is told of it."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, WaitedError):
+        return ApiError(503, str(error), code="queue_timeout", headers={"retry-after": str(error.retry_s)})
     if isinstance(error, OverloadedError):
         return ApiError(429, str(error), code="overloaded", headers={"retry-after": str(error.retry_s)})
     if isinstance(error, NotReadyError):

@@ -171,6 +171,8 @@ class Service:
             for ticket in tickets:
                 ticket.close()
             raise
+        for ticket in tickets:
+            ticket.siblings = tickets
         return Job(tickets, replies, make(prompts), noted)
 
     def room(self, prompt_ids: Sequence[int], param: str, *, of_text: bool = False) -> int:

@@ -46,6 +46,10 @@ class OverloadedError(ServerError):
         self.retry_s = retry_s
 
 
+class WaitedError(OverloadedError):
+    """A request's turn did not come in the time that it may wait."""
+
+
 class Ticket:
     """One request on its way through the engine.
 
@@ -71,6 +75,7 @@ class Ticket:
         self.began_s = time.monotonic()
         self.last_s: dict[int, float] = {}  # reply -> when it last got tokens; the engine's thread counts
         self.loop = asyncio.get_running_loop()
+        self.siblings: Sequence[Ticket] = (self,)  # of one client's request, which begins with the first of them
         self.running = params.n  # replies that have not ended; the engine's thread counts
         self._cancel = cancel
         self._arrived: asyncio.Queue[Event | LeanseekError] = asyncio.Queue()

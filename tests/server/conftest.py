@@ -57,6 +57,10 @@ class ScriptedEngine:
         GrammarCompiler(self.tokenizer, self.config.vocab_size, [self.tokenizer.eos_id]).compile(grammar)
 
     @property
+    def queued(self) -> set[str]:
+        return {one[0] for one in self.waiting} - {request_id for request_id, _ in self.running}
+
+    @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 

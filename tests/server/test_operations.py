@@ -22,7 +22,7 @@ from leanseek.server import listener as listener_module
 from leanseek.server import protocol, sse, ticket
 from leanseek.server.app import Served
 from leanseek.server.listener import Listener
-from tests.server.invariants import check_chat_stream
+from tests.server.invariants import check_chat_stream, events_of
 from tests.server.test_app import ASK, begin, send, until
 
 BODY = json.dumps({"messages": ASK})
@@ -117,6 +117,73 @@ def test_a_full_queue_says_when_to_come_again(script, serve):
     assert json.loads(text)["error"]["code"] == "overloaded"
     for one in opened:
         one.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_turn_does_not_come_is_dropped(script, serve, stream):
+    engine = script("think", "answer", rows=1)
+    listener = serve(engine, queue_s=0.1)
+    bridge = listener.bridge
+    engine.hold()
+    with begin(listener, max_tokens=50, seed=1) as first:
+        until(lambda: bridge.active == 1)
+        with begin(listener, stream=stream, n=2) as late:
+            until(lambda: bridge.under_way == 2)
+            engine.allow(1)  # the first one has begun, and may take as long as it wants
+            until(lambda: bridge.active == 2)
+            time.sleep(0.15)
+            engine.allow(2)
+            answer = http.client.HTTPResponse(late)
+            answer.begin()
+            said = answer.read()
+        assert bridge.active == 1 and not engine.waiting
+        engine.free()
+        answer_of_first = http.client.HTTPResponse(first)
+        answer_of_first.begin()
+        assert json.loads(answer_of_first.read())["choices"][0]["message"]["content"] == "answer"
+    if stream:
+        error = events_of(said)[-1]["error"]
+    else:
+        assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
+        error = json.loads(said)["error"]
+    assert error["code"] == "queue_timeout" and "has waited 0.1 s" in error["message"]
+    assert metrics(listener)[1]['leanseek_replies_total{reason="queue_timeout"}'] == 2
+
+
+def test_prompts_of_one_request_wait_for_each_other(script, serve):
+    engine = script("think", "answer", rows=1)
+    listener = serve(engine, queue_s=0.05)
+    engine.hold()
+    got = []
+    body = json.dumps({"prompt": ["a", "b", "c"], "max_tokens": 2})
+    thread = threading.Thread(target=lambda: got.append(send(listener, "POST", "/v1/completions", body)))
+    thread.start()
+    until(lambda: listener.bridge.under_way == 3)
+    for step in range(6):
+        time.sleep(0.06)
+        engine.allow(1)
+        until(lambda step=step: listener.bridge.steps == step + 1)
+    thread.join(5)
+    assert got[0][0] == 200 and len(json.loads(got[0][2])["choices"]) == 3
+
+
+def test_waiting_ends_in_a_real_engine_too(make_model, tiny_tokenizer, serve):
+    model = make_model()
+    cache_bytes = 1024 * PagedCache.bytes_per_token(model.cache_specs())
+    engine = Engine(model, tiny_tokenizer, max_batch=1, cache_bytes=cache_bytes)
+    stepped, engine.step = engine.step, lambda: (time.sleep(0.01), stepped())[1]
+    listener = serve(engine, queue_s=0.05)
+    endless = {"max_tokens": 100, "logit_bias": {str(tiny_tokenizer.eos_id): -100}}
+    with begin(listener, **endless) as first:
+        until(lambda: engine.running == 1)
+        status, headers, text = send(listener, "POST", "/v1/chat/completions", BODY)
+        assert (status, json.loads(text)["error"]["code"]) == (503, "queue_timeout")
+        assert "retry-after" in headers and listener.bridge.active == 1
+        answer = http.client.HTTPResponse(first)
+        answer.begin()
+        assert json.loads(answer.read())["usage"]["completion_tokens"] == 100
+    until(lambda: not engine.has_work)
+    engine.check_integrity()
 
 
 def test_silence_is_broken(script, serve, monkeypatch):
@@ -391,5 +458,8 @@ def test_a_client_that_never_says_what_it_wants_is_dropped(script, serve, monkey
 def test_options_that_make_no_sense():
     with pytest.raises(UsageError, match="max_requests = 0"):
         Listener(lambda report: None, Served("tiny"), port=0, most_requests=0)
+    for queue_s in (0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="queue_s"):
+            Listener(lambda report: None, Served("tiny"), port=0, queue_s=queue_s)
     listener = Listener(lambda report: None, Served("tiny"), host="0.0.0.0", port=0, insecure=True)
     listener._socket.close()

@@ -60,7 +60,7 @@ def eval_(
             raise UsageError(f"--{name} {value}: at least {least} is needed")
     folder = model_folder(model)
     recipe = Run.open(model).recipe if Run.is_run(model) else None
-    names = env or (recipe.environments if recipe is not None else tuple(environments()))
+    names = env or (recipe.environments if recipe is not None else tuple(environments(adapters=False)))
     tasks = [load_environment(name) for name in names]
     # Here, so that a wrong folder or task is told at once and --help does not wait for torch.
     import torch

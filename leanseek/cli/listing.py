@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json as json_format
 import random
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from leanseek.cli.columns import columns
 from leanseek.cli.overrides import default_of
-from leanseek.envs.environment import demonstrate, environments, load_environment
+from leanseek.envs.environment import demonstrate, environment_class, environments, load_environment
 from leanseek.envs.validate import validate as failures_of
 from leanseek.errors import TaskError
-from leanseek.messages import Message
 from leanseek.model.config import load_preset, preset_names
 from leanseek.model.count import cache_bytes_per_token, parameters
 from leanseek.run import to_toml
 from leanseek.settings import Recipe, dotted_keys, load_recipe, recipe_names
 from leanseek.units import format_bytes, format_count
+
+# Of a sample in the list of tasks.
+SAMPLE_CHARACTERS = 110
 
 
 def models(*, json: bool = False) -> None:
@@ -66,14 +67,15 @@ def models(*, json: bool = False) -> None:
     print(columns([head, *rows], right=range(1, len(head))))
 
 
-def envs(*, validate: str | None = None, show: str | None = None, json: bool = False) -> None:
-    """List the tasks that come with leanseek; or try one out, or show one's problems.
+def envs(name: str | None = None, *, validate: str | None = None, show: str | None = None, json: bool = False) -> None:
+    """List the tasks that come with leanseek, each with a problem, its right reply and its reward; or show one.
 
-    Example: leanseek envs --validate countdown
+    Example: leanseek envs countdown
 
     Args:
+        name: Name of a task: show a problem of each level with its worked solution and what that earns.
         validate: Name of a task, or the dotted name of a module with one: say whether it keeps what tasks promise.
-        show: Name of a task: print a problem of each level with its worked solution.
+        show: The same as a name.
         json: Print the list as JSON.
     """
     if validate is not None:
@@ -84,19 +86,51 @@ def envs(*, validate: str | None = None, show: str | None = None, json: bool = F
             raise TaskError(f"{validate} does not keep what tasks promise; see leanseek/envs/environment.py")
         print(f"{validate}: right answers score 1, wrong and hostile ones 0, no problem is in two splits")
         return
-    if show is not None:
-        _show(show)
+    if (shown := name or show) is not None:
+        _show(shown)
         return
-    tasks = [load_environment(name) for name in environments()]
+    found = [_described(one) for one in environments()]
     if json:
-        print(
-            json_format.dumps(
-                [{"name": t.name, "levels": t.levels, "description": t.description} for t in tasks], indent=2
-            )
-        )
+        print(json_format.dumps(found, indent=2))
         return
-    rows = [(task.name, ", ".join(map(str, task.levels)), task.description) for task in tasks]
-    print(columns([("task", "levels", "what it asks"), *rows]))
+    for one in found:
+        kind = "several replies" if one["multi_turn"] else "one reply"
+        levels = ", ".join(map(str, one["levels"])) or "-"
+        print(f"{one['name']}: {one['description']} (levels {levels}; {kind})")
+        if one["option"]:
+            print(f"    {one['name']}:... takes {one['option']}")
+        if "sample" in one:
+            print(f"    {_short(one['sample']['prompt'])}")
+            print(f"    -> {_short(one['sample']['reply'])}   reward {one['sample']['reward']:g}")
+        else:
+            print(f"    {one['missing']}")
+    print("\nleanseek envs NAME shows one of them")
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Return what there is to say of a task, with a sample where it can be drawn here."""
+    kind = environment_class(name)
+    made: dict[str, Any] = {
+        "name": name,
+        "levels": list(kind.levels),
+        "description": kind.description,
+        "multi_turn": kind.multi_turn,
+        "option": kind.option,
+    }
+    try:
+        task = load_environment(name)
+        problem = next(task.problems("train", 0))
+        said, turn = demonstrate(task, problem, random.Random(0))
+    except TaskError as error:
+        return made | {"missing": str(error)}
+    calls = "".join(f"[{c.name} {c.arguments}] " for m in said for c in m.tool_calls)
+    sample = {"prompt": problem.prompt, "reply": calls + said[-1].content, "reward": turn.rewards.get("correct", 0.0)}
+    return made | {"multi_turn": task.multi_turn, "sample": sample}
+
+
+def _short(text: str) -> str:
+    line = " / ".join(text.split("\n"))
+    return line if len(line) <= SAMPLE_CHARACTERS else f"{line[: SAMPLE_CHARACTERS - 3]}..."
 
 
 def recipes(*, show: str | None = None, settings: bool = False, json: bool = False) -> None:
@@ -151,28 +185,21 @@ def _purpose(name: str) -> str:
     return line.removeprefix("#").strip().removeprefix(f"{name}:").strip() if line.startswith("#") else ""
 
 
-def _dialogue(messages: Sequence[Message]) -> str:
-    """Return a conversation as lines: what was said, thought, called and answered."""
-    lines = []
-    for message in messages:
-        if message.role != "assistant":
-            lines.append(f"[{message.role}] {message.content}")
-            continue
-        lines += [f"<think>{message.reasoning_content}</think>"] if message.reasoning_content else []
-        lines += [message.content] if message.content else []
-        lines += [f"-> {call.name} {call.arguments}" for call in message.tool_calls]
-    return "\n".join(lines)
-
-
 def _show(name: str) -> None:
     task = load_environment(name)
     rng = random.Random(0)
     for level in task.levels:
         problem = next(task.problems("train", 0, [level]))
-        if task.multi_turn:
-            print(f"level {level}\n\n{_dialogue(demonstrate(task, problem, rng)[0])}\n")
-            continue
-        solution = task.solution(problem, rng)
-        print(
-            f"level {level}\n\n{problem.prompt}\n\n<think>\n{solution.reasoning_content}\n</think>{solution.content}\n"
-        )
+        print(f"level {level}\n\n{problem.prompt}\n")
+        episode = task.start(problem)
+        for tool in episode.tools:
+            print(f"tool {tool.name}: {tool.description}")
+        said, turn = demonstrate(task, problem, rng)
+        for message in said[len(episode.messages) :]:
+            if message.role != "assistant":
+                print(f"[{message.role}] {message.content}")
+                continue
+            print(f"<think>\n{message.reasoning_content}\n</think>{message.content}")
+            for call in message.tool_calls:
+                print(f"[call of {call.name}] {call.arguments}")
+        print(f"\nreward {turn.rewards.get('correct', 0.0):g}\n")

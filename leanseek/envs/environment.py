@@ -29,6 +29,8 @@ PARTS: tuple[Split, ...] = ("test", "development", *("train",) * 8)
 ANSWER_CHARACTERS = 200
 # Most replies of a demonstration: an expert that is not done by then never will be.
 MOST_TURNS = 200
+# Tasks that are those of other packages, which must be installed.
+ADAPTERS = ("reasoning_gym", "verifiers")
 # Files of this folder that are not tasks.
 NOT_TASKS = ("environment", "expressions", "sandbox", "validate")
 # Names for a problem's parts.
@@ -211,21 +213,23 @@ def demonstrate(environment: Environment, problem: Problem, rng: random.Random) 
     return play(episode, lambda: episode.expert(rng))
 
 
-def environments() -> list[str]:
-    """Return the names of the environments that come with leanseek."""
-    names = [module.name for module in pkgutil.iter_modules(leanseek.envs.__path__) if not module.ispkg]
-    return sorted(name for name in names if name not in NOT_TASKS)
-
-
-def load_environment(name: str) -> Environment:
-    """Return an environment by its name, or by the dotted name of a module that has one.
+def environments(*, adapters: bool = True) -> list[str]:
+    """Return the names of the environments that come with leanseek.
 
     Args:
-        name: with an option after a colon, where the task takes one.
-    Raises:
-        TaskError: no such name or module, a module without exactly one environment, or an option that does not fit.
+        adapters: whether those that need another package are among them.
     """
-    name, colon, option = name.partition(":")
+    names = [module.name for module in pkgutil.iter_modules(leanseek.envs.__path__) if not module.ispkg]
+    left_out = NOT_TASKS if adapters else (*NOT_TASKS, *ADAPTERS)
+    return sorted(name for name in names if name not in left_out)
+
+
+def environment_class(name: str) -> Any:
+    """Return an environment's class, by its name or by the dotted name of a module that has one.
+
+    Raises:
+        TaskError: no such name or module, or a module without exactly one environment.
+    """
     dotted = "." in name
     if not dotted and name not in environments():
         have = environments()
@@ -242,7 +246,19 @@ def load_environment(name: str) -> Environment:
     ]
     if len(found) != 1:
         raise TaskError(f"{module.__name__} has {len(found)} environments; a module has exactly one")
-    kind: Any = found[0]
+    return found[0]
+
+
+def load_environment(name: str) -> Environment:
+    """Return an environment by its name, or by the dotted name of a module that has one.
+
+    Args:
+        name: with an option after a colon, where the task takes one.
+    Raises:
+        TaskError: as `environment_class`, or an option that does not fit.
+    """
+    name, colon, option = name.partition(":")
+    kind = environment_class(name)
     if colon and not kind.option:
         raise TaskError(f"environment {name!r} takes no option, but {option!r} stands after its colon")
     environment: Environment = kind(option if colon else None) if kind.option else kind()

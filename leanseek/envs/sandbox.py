@@ -83,13 +83,14 @@ class Result:
     errors: str
 
 
-def run(code: str, data: Any = None, limits: Limits = Limits()) -> Result:
+def run(code: str, data: Any = None, limits: Limits = Limits(), folders: Sequence[str] = ()) -> Result:
     """Run Python code in a sandbox of its own, which is gone afterwards.
 
     Args:
         code: a program; `given` in it is `data`.
         data: for it, of what JSON has.
         limits: what it may take.
+        folders: of ours that it may read.
     Raises:
         TaskError: there is no bubblewrap here, and nobody said to do without it.
     """
@@ -104,7 +105,7 @@ def run(code: str, data: Any = None, limits: Limits = Limits()) -> Result:
         with tempfile.TemporaryFile(dir=folder) as calls:
             calls.write(filter_of(platform.machine()))
             calls.seek(0)
-            command = [*_bubblewrap(calls.fileno(), limits), _python(), "-I", "-S", "-c", _LAUNCHER]
+            command = [*_bubblewrap(calls.fileno(), limits, folders), _python(), "-I", "-S", "-c", _LAUNCHER]
             return _watched(command, sent, limits, (calls.fileno(),), "/")
 
 
@@ -152,7 +153,7 @@ def filter_of(machine: str) -> bytes:
     return b"".join(struct.pack("<HBBI", *step) for step in steps) + allow
 
 
-def _bubblewrap(calls: int, limits: Limits) -> list[str]:
+def _bubblewrap(calls: int, limits: Limits, folders: Sequence[str]) -> list[str]:
     """Return the command in front of the program's: a root of its own, read-only but for a small /tmp."""
     found = _found()
     size = str(limits.disk_bytes)
@@ -164,6 +165,8 @@ def _bubblewrap(calls: int, limits: Limits) -> list[str]:
         command += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
+    for folder in folders:
+        command += ["--ro-bind", folder, folder]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     command += ["--size", "65536", "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--size", size, "--tmpfs", "/tmp"]
     command += ["--remount-ro", "/", "--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--seccomp", str(calls), "--"]

@@ -8,6 +8,7 @@ import pytest
 from leanseek.cli.app import main
 from leanseek.cli.listing import description_of
 from leanseek.envs.environment import environments, load_environment
+from leanseek.envs.sandbox import usable
 from leanseek.settings import dotted_keys, load_recipe, parse_recipe, recipe_names
 
 
@@ -26,9 +27,14 @@ def test_models_are_counted(capsys):
 
 def test_tasks_are_listed_and_shown(capsys):
     table = shown(capsys, "envs")
-    assert all(name in table for name in environments())
+    assert all(f"{name}: " in table for name in environments())
+    assert table.count("reward 1") >= len(environments(adapters=False)) - 2  # two need a sandbox
+    assert "mathematics:... takes a file of problems" in table
     assert {one["name"] for one in json.loads(shown(capsys, "envs", "--json"))} == set(environments())
     page = shown(capsys, "envs", "--show", "countdown")
+    assert shown(capsys, "envs", "countdown") == page
+    loop = shown(capsys, "envs", "tool_use") if not usable() else "[call of calculator] [tool] reward 1"
+    assert "[call of calculator]" in loop and "[tool] " in loop and "reward 1" in loop
     assert page.count("<think>") == len(load_environment("countdown").levels) and "make " in page
 
 

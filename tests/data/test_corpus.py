@@ -78,7 +78,7 @@ def given_away(text: str, held_out: set[str]) -> list[str]:
     return [line for line in (*lines, *text.splitlines()) if line.partition("=")[0] in held_out]
 
 
-@pytest.mark.parametrize("name", environments())
+@pytest.mark.parametrize("name", environments(adapters=False))
 def test_no_held_out_problem_is_asked_and_none_is_answered_in_a_line(name):
     task = load_environment(name)
     # Some take tens of milliseconds a problem.

@@ -32,7 +32,7 @@ MOST_TURNS = 200
 # Tasks that are those of other packages, which must be installed.
 ADAPTERS = ("reasoning_gym", "verifiers")
 # Files of this folder that are not tasks.
-NOT_TASKS = ("environment", "expressions", "sandbox", "validate")
+NOT_TASKS = ("environment", "expressions", "rows", "sandbox", "validate")
 # Names for a problem's parts.
 LABELS = "abcdefghij"
 

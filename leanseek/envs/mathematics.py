@@ -10,9 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from leanseek.envs.environment import PARTS, Environment, Problem, Split
+from leanseek.envs.environment import Environment, Problem, Split
 from leanseek.envs.expressions import MOST_CHARACTERS, exact, is_number, same
-from leanseek.errors import DataError, TaskError
+from leanseek.envs.rows import in_turn
+from leanseek.errors import DataError
 from leanseek.messages import Message
 
 # A problem as it is made: what is asked, the answer, and the lines that lead there.
@@ -64,20 +65,7 @@ class Mathematics(Environment):
         if not self._rows or not set(chosen) <= set(self.levels):
             yield from super().problems(split, seed, levels)
             return
-        rng = random.Random(f"{self.name}/{split}/{seed}")
-        rows = {level: [r for r in self._rows if r.level == level and r.split == split] for level in chosen}
-        waiting: dict[int, list[Problem]] = {level: [] for level in chosen}
-        for level in chosen:
-            if not rows[level]:
-                raise TaskError(
-                    f"{self.name}: none of its problems of level {level} is in the split {split!r}, which gets about "
-                    f"{PARTS.count(split)} of {len(PARTS)}; give it more problems"
-                )
-        while True:
-            for level in chosen:
-                if not waiting[level]:
-                    waiting[level] = rng.sample(rows[level], len(rows[level]))
-                yield waiting[level].pop()
+        yield from in_turn(self.name, self._rows, split, seed, chosen)
 
     def solution(self, problem: Problem, rng: random.Random) -> Message:
         """Return the lines that lead to the answer, or a file's solution."""

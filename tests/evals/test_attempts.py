@@ -8,12 +8,12 @@ import pytest
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, SamplingParams
-from leanseek.envs.environment import Problem
+from leanseek.envs.environment import Problem, environments, load_environment
 from leanseek.envs.largest import Largest
 from leanseek.envs.running_total import RunningTotal
 from leanseek.errors import EngineError, TaskError
 from leanseek.evals.attempts import attempt, is_sound
-from leanseek.messages import Message
+from leanseek.messages import Message, ToolCall
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
@@ -126,3 +126,50 @@ def test_what_cannot_be_attempted_is_refused(tiny_model: Transformer, tiny_token
     with pytest.raises(TaskError, match="environment 'largest'; given are running_total"):
         engine = Engine(tiny_model, tiny_tokenizer)
         attempt(engine, problems(2), SamplingParams(), environments={"running_total": TASKS["running_total"]})
+
+
+def broken_replies(chat: ChatFormat) -> list[list[int]]:
+    """Return ids such as a model gone astray draws: noise, marks alone, calls in calls, text that is no text."""
+    rng = random.Random(0)
+    vocabulary = chat.tokenizer.vocab_size
+    marks = list(chat.tokenizer.added_tokens)
+    end = [chat.tokenizer.id_of("</think>")]
+    call = chat.reply(Message("assistant", "", "so", (ToolCall("call_0", "python", '{"code": "1"}'),)))
+    said = [
+        "\x00" * 50,
+        "9" * 5000,
+        "\ud800".encode("utf-8", "replace").decode(),
+        "(" * 3000,
+        "{" * 3000,
+        "\u202e<think>",
+    ]
+    return [
+        [],
+        marks * 5,
+        call[:-1] * 4,
+        call[: len(call) // 2],
+        *([rng.randrange(vocabulary) for _ in range(300)] for _ in range(3)),
+        *(end + [rng.randrange(vocabulary) for _ in range(300)] for _ in range(3)),
+        *(end + chat.tokenizer.encode(text) for text in said),
+    ]
+
+
+@pytest.mark.parametrize("name", environments(adapters=False))
+def test_hostile_replies_score_nothing_and_stop_nothing_in_any_environment(name: str, tiny_tokenizer: Tokenizer):
+    task = load_environment(name)
+    chat = ChatFormat(tiny_tokenizer)
+    broken = broken_replies(chat)
+
+    class Astray:
+        def __init__(self) -> None:
+            self.chat, self.left = chat, [list(broken)]
+
+        def generate(self, prompts, params, *, on_progress=None):
+            ids = self.left.pop() if self.left else [[] for _ in prompts]
+            return [Output(str(i), 0, one, "") for i, one in enumerate(ids)]
+
+    problem = next(task.problems("train", 0))
+    params = SamplingParams(n=len(broken), max_tokens=20_000)
+    found = attempt(Astray(), [problem], params, environments={task.name: task})
+    assert len(found) == len(broken) and not any(one.correct for one in found)
+    assert {one.error for one in found} == {None}

@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 2
+ABI = 3
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -36,6 +36,8 @@ _CALLS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_I32, *(_POINTER,) * 5, _I64, _I64, _F32),
     "pack": (_I32, _I32, _POINTER, _I64, _I64, _POINTER, _POINTER),
     "packed_linear": (_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _POINTER),
+    "stream": (_POINTER, _I64, _POINTER),
+    "peak": (_I64, _POINTER),
     "packed_experts": (
         *(_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _I64),
         *(_POINTER, _POINTER, _I64, _POINTER, _POINTER, _POINTER),

@@ -120,3 +120,11 @@ LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, i
         static_cast<const int64_t *>(chosen), per_token, experts, static_cast<const uint8_t *>(gate_up_codes),
         gate_up_scales, width, static_cast<const uint8_t *>(down_codes), down_scales, static_cast<float *>(out));
 }
+
+LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
+    return table(variant)->stream(threads, data, bytes, sum);
+}
+
+LEANSEEK_API int32_t leanseek_peak(int32_t variant, int32_t threads, int64_t pieces, void *out) {
+    return table(variant)->peak(threads, pieces, out);
+}

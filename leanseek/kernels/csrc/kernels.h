@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 2
+#define LEANSEEK_ABI 3
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -38,3 +38,7 @@ LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, i
                                              int64_t per_token, int64_t experts, const void *gate_up_codes,
                                              const void *gate_up_scales, int64_t width, const void *down_codes,
                                              const void *down_scales, void *out);
+// Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
+LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
+// Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.
+LEANSEEK_API int32_t leanseek_peak(int32_t variant, int32_t threads, int64_t pieces, void *out);

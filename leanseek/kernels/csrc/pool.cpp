@@ -158,18 +158,19 @@ void leanseek_parallel_for(leanseek_piece piece, void *work, int64_t count, int 
     }
     Job job;
     job.piece = piece, job.work = work, job.count = count;
-    job.seats = int((count < threads ? count : threads) - 1);
+    const int seats = int((count < threads ? count : threads) - 1);
+    job.seats = seats;
     bool wake;
     {
         std::lock_guard<std::mutex> held(pool->lock);
-        hire(job.seats);
+        hire(seats);
         job.following = pool->jobs;
         pool->jobs = &job;
         pool->posted.fetch_add(1, std::memory_order_release);
         wake = pool->sleepers > 0;
     }
     if (wake) {
-        if (job.seats == 1) pool->wake.notify_one();
+        if (seats == 1) pool->wake.notify_one();
         else pool->wake.notify_all();
     }
     run_pieces(job);

@@ -62,9 +62,9 @@ inline void round_group(const float *x, int8_t *numbers, float *scale, int32_t *
         const float shifted = x[i] * inverse + 12582912.0f;
         int32_t bits;
         memcpy(&bits, &shifted, 4);
-        const int32_t value = (bits << 9) >> 9;
+        const int32_t value = bits - 0x4b400000;  // what 1.5 * 2^23 itself looks like
         numbers[i] = int8_t(value);
-        total += int8_t(value);
+        total += value;
     }
     *scale = largest / 127.0f;
     *sum = total;
@@ -214,7 +214,7 @@ inline float power(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &shifted, 4);
     bits = (bits + 127) << 23;
     float scale;

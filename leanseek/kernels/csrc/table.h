@@ -18,6 +18,8 @@ struct leanseek_table {
                           const int64_t *chosen, int64_t per_token, int64_t experts, const uint8_t *gate_up_codes,
                           const void *gate_up_scales, int64_t width, const uint8_t *down_codes,
                           const void *down_scales, float *out);
+    int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
+    int (*peak)(int threads, int64_t pieces, void *out);
 };
 
 void leanseek_parallel_for(leanseek_piece piece, void *work, int64_t count, int threads);

@@ -1,0 +1,122 @@
+"""leanseek bench: how fast kernels, decoding and reading prompts are on this machine, beside its limits."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Any, Literal
+
+from leanseek import variables
+from leanseek.cli.columns import columns
+from leanseek.errors import UsageError
+from leanseek.log import say
+from leanseek.run import model_folder
+
+
+def bench(
+    what: Literal["kernels", "decode", "prefill"],
+    model: str,
+    *,
+    weights: Literal["fp32", "bf16", "int8", "int4"] = "int4",
+    random_weights: bool = False,
+    batch: tuple[int, ...] = (1,),
+    context: tuple[int, ...] = (1,),
+    tokens: int = 32,
+    repeats: int = 5,
+    threads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Measure speed on this machine, beside the memory's stream rate and the peak of int8 multiplications.
+
+    Example: leanseek bench decode deepseek-v2-lite --random-weights --weights int4
+
+    Args:
+        what: kernels (packed products at the model's shapes), decode (tokens drawn a second), or prefill (tokens of a
+            prompt read a second).
+        model: A run folder, a model folder, or with --random-weights a preset.
+        weights: What the weights are kept in; kernels takes int8 and int4.
+        random_weights: Take a shape alone, with random weights.
+        batch: For decode, replies at once; for kernels, rows. May be given several times.
+        context: For decode and prefill, tokens of the prompt. May be given several times.
+        tokens: For decode, tokens of each reply.
+        repeats: Of each figure, whose median is shown.
+        threads: CPU threads; without it, LEANSEEK_THREADS, or all that this process may use.
+        json: One line of JSON a row, with the samples.
+    """
+    if min(batch) < 1 or min(context) < 1 or tokens < 1 or repeats < 1 or (threads is not None and threads < 1):
+        raise UsageError("--batch, --context, --tokens, --repeats and --threads are at least 1")
+    if what == "kernels" and weights not in ("int8", "int4"):
+        raise UsageError(f"--weights {weights} goes with decode and prefill; kernels are of int8 and int4 weights")
+    from leanseek.model.config import ModelConfig, load_preset
+
+    folder = None if random_weights else model_folder(Path(model))
+    config = load_preset(model) if folder is None else ModelConfig.from_file(folder / "config.json")
+    # Here, so that a wrong option or folder is told at once and --help does not wait for torch.
+    import torch
+
+    from leanseek.evals import speed
+    from leanseek.kernels import native
+    from leanseek.kernels.limits import measure_limits
+    from leanseek.kernels.registry import notice
+    from leanseek.kernels.threads import available_threads
+    from leanseek.model.count import forward_flops_per_token
+
+    torch.set_num_threads(threads or variables.threads() or available_threads())
+    limits = None
+    if line := notice():
+        say(line)
+    if native.native().variants:
+        limits = measure_limits(repeats)
+        facts = f"{limits.threads} threads, {limits.variant}: memory {limits.stream_gb_s:.1f} GB/s, "
+        say(f"{facts}int8 {limits.peak_gops:,.0f} GOPS")
+    elif what == "kernels":
+        raise UsageError(f"there are no native kernels to measure: {native.native().reason}")
+    found = []
+    if what == "kernels":
+        assert limits is not None
+        rows = batch if batch != (1,) else (1, 4, 8, 32, 128)
+        for row in speed.kernel_rows(config, {"int8": 8, "int4": 4}[weights], limits, rows=rows, repeats=repeats):
+            found.append(_shown(row, json, weights))
+    else:
+        net = _model(folder, config, weights)
+        for length in context if what == "decode" or context != (1,) else (512,):
+            if what == "prefill":
+                flops = forward_flops_per_token(config, length)
+                row = speed.prefill_row(net, tokens=length, limits=limits, flops_per_token=flops, repeats=repeats)
+                found.append(_shown(row, json, weights))
+                continue
+            for count in batch:
+                row = speed.decode_row(net, batch=count, context=length, tokens=tokens, limits=limits, repeats=repeats)
+                found.append(_shown(row, json, weights))
+    if not json:
+        print(
+            columns(
+                [("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak"), *found],
+                right=(1, 3, 4, 5, 6, 7, 8),
+            )
+        )
+
+
+def _model(folder: Path | None, config: Any, weights: str) -> Any:
+    """Return the model to measure."""
+    from leanseek.checkpoint.directory import empty_model
+    from leanseek.checkpoint.packed import FORMS, open_model, random_packed
+    from leanseek.model.initialise import initialise
+
+    if folder is not None:
+        return open_model(folder, weights)
+    if weights in FORMS:
+        return random_packed(config, weights)
+    return initialise(empty_model(config, dtype={"fp32": "float32", "bf16": "bfloat16"}[weights]), 0).eval()
+
+
+def _shown(row: dict[str, Any], as_json: bool, weights: str) -> tuple[str, ...]:
+    """Print a row as JSON, or return it as cells."""
+    if as_json:
+        print(json_format.dumps({**row, "weights": weights}), flush=True)
+    cells = [f"{row['work']}, {weights}", f"{row['value']:,.4g}", row["unit"]]
+    cells += [f"{value:,.4g}" for value in (min(row["samples"]), max(row["samples"]))]
+    for rate, share in (("gb_s", "share_of_stream"), ("gops", "share_of_peak")):
+        cells.append(f"{row[rate]:,.1f}" if rate in row else "")
+        cells.append(f"{row[share]:.0%}" if share in row else "")
+    return tuple(cells)

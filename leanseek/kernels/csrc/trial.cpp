@@ -1,0 +1,169 @@
+// The kernels' own test, for sanitizers and for other processors under an emulator: shapes by chance, every variant
+// against the first, inputs that lie anywhere, empty ones, and several threads at once. Exit status 0: all agree.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+uint64_t state = 88172645463325252ull;
+uint64_t number() {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return state;
+}
+int64_t below(int64_t n) { return int64_t(number() % uint64_t(n)); }
+float real() { return float(below(2000001) - 1000000) / 1e6f; }
+
+// Memory of exactly so many bytes, at an odd place where nothing asks for better: what is read beyond it is seen.
+struct Memory {
+    std::vector<char> bytes;
+    char *at;
+    Memory(int64_t size, bool odd) : bytes(size_t(size + odd)), at(bytes.data() + odd) {}
+};
+
+int failures = 0;
+void expect(bool good, const char *what, const std::string &variant, int64_t a, int64_t b, int64_t c) {
+    if (good) return;
+    printf("%s, %s: %lld %lld %lld\n", variant.c_str(), what, (long long)a, (long long)b, (long long)c);
+    failures++;
+}
+
+bool near(const std::vector<float> &a, const std::vector<float> &b, float tolerance) {
+    float most = 1e-6f, off = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        most = fmaxf(most, fabsf(b[i]));
+        off = fmaxf(off, fabsf(a[i] - b[i]));
+        if (a[i] != a[i]) return false;
+    }
+    return off <= tolerance * most;
+}
+
+struct Weight {
+    int64_t panels, groups;
+    Memory codes, scales;
+    Weight(int bits, int64_t rows, int64_t width)
+        : panels((rows + 15) / 16), groups((width + 31) / 32), codes(panels * groups * 64 * bits, true),
+          scales(bits == 4 ? panels * groups * 32 : panels * 64, false) {}
+};
+
+void fill(std::vector<float> &values) {
+    for (float &value : values) value = real();
+}
+
+void linear(const std::vector<std::string> &variants, int bits, int64_t rows, int64_t inputs, int64_t outputs) {
+    std::vector<float> weight(size_t(outputs * inputs)), x(size_t(rows * inputs)), first, out(size_t(rows * outputs));
+    fill(weight), fill(x);
+    std::vector<char> codes;
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        Weight w(bits, outputs, inputs);
+        expect(!leanseek_pack(v, 3, LEANSEEK_F32, bits, weight.data(), outputs, inputs, w.codes.at, w.scales.at),
+               "pack", name, rows, inputs, outputs);
+        if (codes.empty()) codes.assign(w.codes.at, w.codes.at + w.panels * w.groups * 64 * bits);
+        expect(!memcmp(codes.data(), w.codes.at, codes.size()), "codes", name, rows, inputs, outputs);
+        expect(!leanseek_packed_linear(v, 3, bits, x.data(), rows, inputs, w.codes.at, w.scales.at, outputs, out.data()),
+               "linear", name, rows, inputs, outputs);
+        if (first.empty()) first = out;
+        expect(near(out, first, 1e-5f), "linear differs", name, rows, inputs, outputs);
+    }
+}
+
+void mixture(const std::vector<std::string> &variants, int bits, int64_t tokens, int64_t dim, int64_t width,
+             int64_t experts, int64_t per_token) {
+    const int64_t half = (width + 31) / 32 * 2, panels = (dim + 15) / 16;
+    const int64_t groups = (dim + 31) / 32, inner = (width + 31) / 32;
+    const int64_t size = bits == 4 ? 1 : 0;
+    Memory up(experts * 2 * half * groups * 64 * bits, true), down(experts * panels * inner * 64 * bits, true);
+    Memory up_scales(experts * 2 * half * (size ? groups * 32 : 64), false);
+    Memory down_scales(experts * panels * (size ? inner * 32 : 64), false);
+    const int v0 = leanseek_variant("generic");
+    memset(up.at, bits == 4 ? 0x88 : 0x80, size_t(experts * 2 * half * groups * 64 * bits));
+    memset(up_scales.at, 0, up_scales.bytes.size());
+    for (int64_t e = 0; e < experts; e++) {
+        std::vector<float> w(size_t(width * dim));
+        for (int64_t part = 0; part < 2; part++) {
+            fill(w);
+            const int64_t p = e * 2 * half + part * half;
+            leanseek_pack(v0, 1, LEANSEEK_F32, bits, w.data(), width, dim, up.at + p * groups * 64 * bits,
+                          up_scales.at + p * (size ? groups * 32 : 64));
+        }
+        fill(w);
+        const int64_t p = e * panels;
+        leanseek_pack(v0, 1, LEANSEEK_F32, bits, w.data(), dim, width, down.at + p * inner * 64 * bits,
+                      down_scales.at + p * (size ? inner * 32 : 64));
+    }
+    std::vector<float> x(size_t(tokens * dim)), weights(size_t(tokens * per_token)), out(size_t(tokens * dim)), first;
+    fill(x), fill(weights);
+    std::vector<int64_t> chosen(size_t(tokens * per_token));
+    for (int64_t &one : chosen) one = below(experts);
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        auto call = [&](std::vector<float> &to) {
+            return leanseek_packed_experts(v, 3, bits, x.data(), tokens, dim, weights.data(), chosen.data(), per_token,
+                                           experts, up.at, up_scales.at, width, down.at, down_scales.at, to.data());
+        };
+        expect(!call(out), "experts", name, tokens, dim, width);
+        if (first.empty()) first = out;
+        // A hidden number on the boundary of a step of int8 may fall to either side.
+        expect(near(out, first, 3e-2f), "experts differ", name, tokens, dim, width);
+        std::vector<std::vector<float>> got(3, std::vector<float>(out.size()));
+        std::vector<std::thread> threads;
+        for (std::vector<float> &one : got) threads.emplace_back([&] { call(one); });
+        for (std::thread &thread : threads) thread.join();
+        for (const std::vector<float> &one : got) expect(one == out, "threads differ", name, tokens, dim, width);
+        if (!chosen.empty()) {
+            const int64_t kept = chosen[0];
+            chosen[0] = experts;
+            expect(call(out) == LEANSEEK_BAD_EXPERT, "a wrong expert passed", name, tokens, dim, width);
+            chosen[0] = kept;
+        }
+    }
+}
+
+void norm(const std::vector<std::string> &variants, int64_t rows, int64_t width) {
+    std::vector<float> x(size_t(rows * width)), more(x.size()), weight(static_cast<size_t>(width)), sum(x.size()), out(x.size()), first;
+    fill(x), fill(more), fill(weight);
+    for (const std::string &name : variants) {
+        leanseek_rms_norm(leanseek_variant(name.c_str()), 3, LEANSEEK_F32, x.data(), more.data(), weight.data(),
+                          sum.data(), out.data(), rows, width, 1e-6f);
+        if (first.empty()) first = out;
+        expect(near(out, first, 1e-6f), "norm differs", name, rows, width, 0);
+    }
+}
+
+}  // namespace
+
+int main(int count, char **arguments) {
+    const int rounds = count > 1 ? atoi(arguments[1]) : 20;
+    std::vector<std::string> variants;
+    std::string all = leanseek_variants(), name;
+    for (char c : all + " ") {
+        if (c != ' ') name += c;
+        else if (leanseek_variant(name.c_str()) >= 0) variants.push_back(name), name.clear();
+        else name.clear();
+    }
+    for (int round = 0; round < rounds; round++) {
+        const int bits = round % 2 ? 4 : 8;
+        linear(variants, bits, below(40), 1 + below(150), 1 + below(100));
+        mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
+        norm(variants, below(50), 1 + below(200));
+    }
+    linear(variants, 4, 2, 20000, 16);   // long sums
+    linear(variants, 8, 1, 32, 20000);   // many rows
+    const int v = leanseek_variant(variants.back().c_str());
+    const float wrong[2] = {NAN, 1};
+    char codes[512], scales[64];
+    expect(leanseek_pack(v, 1, LEANSEEK_F32, 8, wrong, 1, 2, codes, scales) == LEANSEEK_NOT_FINITE, "NaN was packed",
+           variants.back(), 0, 0, 0);
+    printf("%d rounds of", rounds);
+    for (const std::string &one : variants) printf(" %s", one.c_str());
+    printf(": %d failures\n", failures);
+    return failures != 0;
+}

@@ -188,7 +188,12 @@ class _Lines(Progress):
 
 @contextmanager
 def progress(
-    total: int | None, label: str, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    total: int | None,
+    label: str,
+    *,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    shown: bool = True,
 ) -> Iterator[Progress]:
     """Show how far a piece of work is: a bar on a terminal, a plain line every 5 seconds elsewhere.
 
@@ -199,8 +204,9 @@ def progress(
         label: what is being done.
         console: where to show it.
         clock: seconds, for the rate.
+        shown: whether it is; of several processes that do the same work, one shows it.
     """
-    console = console or Console(file=sys.stderr)
+    console = console or Console(file=sys.stderr, quiet=not shown)
     if console.is_terminal:
         bar = _Bar(total, label, clock, console)
         with bar.bar:

@@ -342,7 +342,7 @@ def _toml_value(value: Any) -> str:
 def _is_fixed(key: str, begun: set[str]) -> bool:
     """Whether a setting has already shaped what the stages that have begun left in the folder."""
     section, _, name = key.partition(".")
-    if key == "name" or section == "cost" or (name or section) in FREE:
+    if key == "name" or section in ("cost", "parallel") or (name or section) in FREE:
         return False
     if section == "stages":
         stage, _, name = name.partition(".")

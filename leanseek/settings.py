@@ -323,6 +323,14 @@ class CardSettings(Settings):
     intended_use: str | None = Field(None, description="what the model is for; None: research and teaching")
 
 
+class ParallelSettings(Settings):
+    """How the processes that torchrun started share pretraining; one process alone has all."""
+
+    ranks: int | None = Field(None, ge=1, description="processes that there must be; None: as many as torchrun starts")
+    experts: int = Field(1, ge=1, description="ranks that share the routed experts of every layer")
+    shards: int = Field(1, ge=1, description="ranks that share all other weights and the optimiser's state (FSDP2)")
+
+
 class Recipe(Settings):
     """A whole run: which model, which tasks, and every stage's settings."""
 
@@ -350,6 +358,7 @@ class Recipe(Settings):
     eval: EvalSettings = EvalSettings()
     cost: CostSettings = CostSettings()
     card: CardSettings = CardSettings()
+    parallel: ParallelSettings = ParallelSettings()
 
     @property
     def line(self) -> dict[str, str]:

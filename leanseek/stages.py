@@ -47,22 +47,50 @@ from leanseek.run import STAGES, Run, stages_of
 from leanseek.settings import DistillSettings, GrpoSettings, Recipe, SftSettings
 from leanseek.settings import Settings as SettingsGroup
 from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.places import check as check_ranks
+from leanseek.train.places import least_ranks
 from leanseek.train.pretrain import pretrain
+from leanseek.train.ranks import Ranks, join
 from leanseek.train.sft import sft
 from leanseek.train.stage import Stage
 from leanseek.units import format_seconds
+from leanseek.variables import torchrun
 
 # Of one weight: itself, its gradient and AdamW's two moments, all fp32; or itself and its gradient in bf16, with an
 # fp32 master and moments. Muon keeps one moment less.
 TRAINING_BYTES = 16
+# What several processes make together: the first one alone turns the corpus into tokens, then all pretrain.
+TOGETHER = ("tokenizer", "pretrain")
 
 
-def make(run: Run, until: str = "eval") -> None:
+def join_ranks(recipe: Recipe, until: str) -> Ranks | None:
+    """Meet the other processes that torchrun has started; None: this one is alone.
+
+    Raises:
+        ConfigError: the recipe's `parallel` does not fit the model or the number of processes, or a stage is wanted
+            that only one process can make.
+    """
+    config, count = load_preset(recipe.model), torchrun("WORLD_SIZE", 1)
+    check_ranks(recipe.parallel, count, config)
+    if recipe.parallel.experts > 1 and recipe.pretrain.fp8:
+        raise ConfigError("pretrain.fp8 and parallel.experts exclude each other: emulated FP8 has all experts here")
+    if count == 1:
+        return None
+    if until not in TOGETHER:
+        raise ConfigError(
+            f"torchrun has started {count} processes, but {until} is made by one; several can make "
+            f"{' and '.join(TOGETHER)}: call leanseek {TOGETHER[-1]}, then the rest without torchrun"
+        )
+    return join(recipe.parallel, config, recipe.device)
+
+
+def make(run: Run, until: str = "eval", ranks: Ranks | None = None) -> None:
     """Make every stage up to `until` that a run folder lacks, going on with one that was stopped.
 
     Args:
         run: its folder is written; no other process may work on it.
         until: one of the recipe's stages.
+        ranks: processes that train together, from `join_ranks`; the first makes the run, the others train along.
     Raises:
         RunError: no such stage, or the folder is in use or in a state that a stage cannot go on from.
         KeyboardInterrupt: Ctrl-C; what was done is saved.
@@ -77,14 +105,29 @@ def make(run: Run, until: str = "eval") -> None:
             f"{run.folder} starts from the model {run.recipe.grpo.start}: it has no stage {until!r}, only "
             f"{', '.join(planned)}"
         )
+    if ranks is not None and not ranks.first:
+        _train_along(run, ranks)
+        return
     with run.lock():
-        line = _Line(run)
+        line = _Line(run, ranks)
         _foretell(run)
         for name in planned[: planned.index(until) + 1]:
             if run.stage_done(name):
                 say(f"{name}: done already")
             else:
                 line.make(name)
+    if ranks is not None:
+        ranks.tell("")
+
+
+def _train_along(run: Run, ranks: Ranks) -> None:
+    """Do what ranks other than the first do: wait until there is a corpus, then take part."""
+    while name := ranks.tell():
+        ranks.share_threads(run.recipe.threads)
+        tokenizer, log = Tokenizer.load(run.tokenizer_folder), RunLog(run.metrics_path)
+        pretrain(
+            Stage(run, name, tokenizer, log, Charge(name), ranks=ranks), load_corpus(run.recipe, run.corpus_folder)
+        )
 
 
 def _foretell(run: Run) -> None:
@@ -105,6 +148,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     """
     config = load_preset(recipe.model)
     _check(recipe)
+    check_ranks(recipe.parallel, max(torchrun("WORLD_SIZE", 1), least_ranks(recipe.parallel)), config)
     with torch.device("meta"):
         model = empty_model(config, dtype=recipe.dtype)
     bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -159,13 +203,16 @@ def _in_words(recipe: Recipe, name: str) -> str:
 class _Line:
     """A run's stages, with what they share."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, ranks: Ranks | None = None) -> None:
         recipe = run.recipe
         _check(recipe)
         if recipe.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device = 'cuda', but torch finds no CUDA device here; use --device cpu, or --dry-run")
-        self.workers = share_out(recipe.threads, recipe.device)
-        self.run, self.recipe = run, recipe
+        self.run, self.recipe, self.ranks = run, recipe, ranks
+        if ranks is None:
+            self.workers = share_out(recipe.threads, recipe.device)
+        else:
+            self.workers = ranks.share_threads(recipe.threads)
         self.log = RunLog(run.metrics_path)
         meter = EnergyMeter(
             recipe.device,
@@ -215,6 +262,8 @@ class _Line:
         return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
 
     def _pretrain(self, name: str, charge: Charge) -> dict[str, Any]:
+        if self.ranks is not None:
+            self.ranks.tell(name)
         return pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
 
     def _sft(self, name: str, charge: Charge) -> dict[str, Any]:
@@ -256,7 +305,7 @@ class _Line:
         return contamination(held_out, itertools.chain(corpus, trained))
 
     def _stage(self, name: str, charge: Charge) -> Stage:
-        return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers)
+        return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers, self.ranks)
 
     def _load_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)

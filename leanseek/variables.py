@@ -1,4 +1,4 @@
-"""Variables: every LEANSEEK_* environment variable. Nothing else reads the environment."""
+"""Variables: every LEANSEEK_* environment variable, and torchrun's. Nothing else reads the environment."""
 
 from __future__ import annotations
 
@@ -142,6 +142,22 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
     """Return where what can be made again is kept: $XDG_CACHE_HOME if it is absolute, else .cache at home."""
     given = Path(_read("XDG_CACHE_HOME", environment) or "")
     return given if given.is_absolute() else Path.home() / ".cache"
+
+
+def torchrun(name: str, otherwise: int, environment: Mapping[str, str] | None = None) -> int:
+    """Return a number that torchrun tells the processes that it starts, or `otherwise` without it.
+
+    Args:
+        name: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE or TORCHELASTIC_RESTART_COUNT.
+        otherwise: of a process that started alone.
+        environment: None: this process's.
+    Raises:
+        ConfigError: it is not a whole number.
+    """
+    text = _read(name, environment) or str(otherwise)
+    if not text.isdecimal():
+        raise ConfigError(f"{name} = {text!r}: a whole number is needed, as torchrun sets it")
+    return int(text)
 
 
 def check(environment: Mapping[str, str] | None = None) -> None:

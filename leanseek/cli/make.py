@@ -14,6 +14,7 @@ from leanseek.errors import UsageError
 from leanseek.run import Run
 from leanseek.settings import Recipe, load_recipe
 from leanseek.units import format_flops, format_joules, format_percent, format_seconds, format_usd
+from leanseek.variables import torchrun
 
 DEFAULT_RECIPE = "laptop"
 # Stages whose energy is told for each token, and what is done with one there.
@@ -78,15 +79,22 @@ def work(command: str, until: str, recipe: str | None, options: Options, setting
 
         tell(dry_run(resolved), options.json)
         return
-    run = open_run(folder, resolved, fresh=options.fresh)
     from leanseek import stages
 
+    ranks = stages.join_ranks(resolved, until)
+    if ranks is None or ranks.first:
+        # Processes that torchrun starts again after one has died go on with the run that they began.
+        run = open_run(folder, resolved, fresh=options.fresh and not torchrun("TORCHELASTIC_RESTART_COUNT", 0))
+    else:
+        run = Run(folder, resolved)
     try:
-        stages.make(run, until)
+        stages.make(run, until, ranks)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped; what is done is saved in {folder}: go on with leanseek {command} --run {folder}"
         ) from None
+    if ranks is not None and not ranks.first:
+        return
     if options.json:
         print(json_format.dumps(run.summary, indent=2, ensure_ascii=False))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -28,6 +28,8 @@ class Batch:
         segments: which tokens belong together.
         mtp: whether the MTP layer learns from it too.
         mtp_weight: lambda for this batch; None: the objective's.
+        mtp_share: of a part: its share of the whole's second targets, over its share of the targets, so that parts
+            add up to the whole in the MTP loss too.
     """
 
     tokens_T: Tensor
@@ -37,11 +39,17 @@ class Batch:
     segments: Segments
     mtp: bool = True
     mtp_weight: float | None = None
+    mtp_share: float = 1.0
 
     @cached_property
     def learnt(self) -> int:
         """How many tokens have a target."""
         return int((self.targets_T != IGNORED).sum())
+
+    @cached_property
+    def learnt_second(self) -> int:
+        """How many tokens have a second target."""
+        return int((self.second_targets_T != IGNORED).sum())
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -52,23 +60,27 @@ class Batch:
         """Return about `count` parts of whole segments, or more, so that each has about `tokens` tokens at most.
 
         Parts are cut where a segment ends, nearest to an even share. Each comes with its share of the batch's
-        targets, so that the parts' mean losses, weighted by it, sum to the batch's mean loss. (The MTP and
-        balance terms take the same share.)
+        targets, so that the parts' mean losses, weighted by it, sum to the batch's mean loss. (The balance term
+        takes the same share.)
         """
         size = -(-self.segments.tokens // count)
         if tokens is not None:
             size = min(size, tokens)
         if size >= self.segments.tokens:
             return [(self, 1.0)]
-        parts = []
-        for first, last in self.segments.chunks(size):
-            start = self.segments.starts[first]
-            end = self.segments.starts[last - 1] + self.segments.lengths[last - 1]
-            rows = [t[start:end] for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
-            lengths = Segments(self.segments.lengths[first:last], device=self.segments.device)
-            part = Batch(*rows, lengths, self.mtp, self.mtp_weight)
-            parts.append((part, part.learnt / max(self.learnt, 1)))
-        return parts
+        return [self.part(first, last) for first, last in self.segments.chunks(size)]
+
+    def part(self, first: int, last: int) -> tuple[Batch, float]:
+        """Return the segments from `first` up to before `last`, with their share of the batch's targets."""
+        start = self.segments.starts[first]
+        end = self.segments.starts[last - 1] + self.segments.lengths[last - 1]
+        rows = [t[start:end] for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
+        lengths = Segments(self.segments.lengths[first:last], device=self.segments.device)
+        part = Batch(*rows, lengths, self.mtp, self.mtp_weight, self.mtp_share)
+        share = part.learnt / max(self.learnt, 1)
+        if self.mtp and share:
+            part = replace(part, mtp_share=self.mtp_share * part.learnt_second / max(self.learnt_second, 1) / share)
+        return part, share
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
@@ -76,7 +88,7 @@ class Batch:
             return self
         moved = [t.to(device) for t in (self.tokens_T, self.targets_T, self.second_targets_T, self.next_tokens_T)]
         segments = Segments(self.segments.lengths, self.segments.prefixes, device=device)
-        return Batch(*moved, segments, self.mtp, self.mtp_weight)
+        return Batch(*moved, segments, self.mtp, self.mtp_weight, self.mtp_share)
 
 
 class Tokens(Protocol):

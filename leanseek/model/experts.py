@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,27 +14,33 @@ from leanseek.model.config import ModelConfig
 from leanseek.model.layers import SwiGLU
 
 
-@dataclass
 class Routing:
     """What the routers of one forward call chose, layer by layer; or what they must choose.
+
+    No dataclass: torch's FSDP would take such an argument apart, and layers would write into copies of it.
 
     Args:
         replay_TNK: experts to use instead of choosing, [T, MoE layers, K] (keep-routing, V3.2 section 3.1);
             the mixing weights still come from the present scores.
         keep_scores: whether to keep the scores, for the balance loss.
         compare: whether to note, where a choice is dictated, if the router would have made the same.
+        experts: per MoE layer, the experts used, [T, K]; layers add to it.
+        scores: per MoE layer, the router's scores, [T, E]; likewise.
     Attributes:
-        experts: per MoE layer, the experts used, [T, K].
-        scores: per MoE layer, the router's scores, [T, E].
         agreed: per MoE layer, whether a token's own choice is the dictated one, [T].
     """
 
-    replay_TNK: Tensor | None = None
-    keep_scores: bool = False
-    compare: bool = False
-    experts: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
-    agreed: list[Tensor] = field(default_factory=list)
+    def __init__(
+        self,
+        replay_TNK: Tensor | None = None,
+        keep_scores: bool = False,
+        compare: bool = False,
+        experts: list[Tensor] | None = None,
+        scores: list[Tensor] | None = None,
+    ) -> None:
+        self.replay_TNK, self.keep_scores, self.compare = replay_TNK, keep_scores, compare
+        self.experts, self.scores = experts or [], scores or []
+        self.agreed: list[Tensor] = []
 
     def stacked(self) -> Tensor:
         """Return the experts used, [T, MoE layers, K]."""

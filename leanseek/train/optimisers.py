@@ -58,7 +58,7 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
         self.settings = settings
-        named = dict(model.named_parameters())
+        named = self.named(model)
         self.matrices = {n: p for n, p in named.items() if settings.name == "muon" and _is_hidden_matrix(n, p)}
         self.others = {n: p for n, p in named.items() if n not in self.matrices}
         self.steps = 0
@@ -68,6 +68,10 @@ class Optimiser:
         self.momentum = {n: torch.zeros_like(self.weights[n]) for n in self.matrices}
         self.first = {n: torch.zeros_like(self.weights[n]) for n in self.others}
         self.second = {n: torch.zeros_like(self.weights[n]) for n in self.others}
+
+    def named(self, model: nn.Module) -> dict[str, Any]:
+        """Return what is stepped, by name; gradients are read from its `.grad`."""
+        return dict(model.named_parameters())
 
     @torch.no_grad()
     def clip(self) -> float:
@@ -105,7 +109,7 @@ class Optimiser:
                 tensor.copy_(state[group][name])
 
     def _muon(self, lr: float) -> None:
-        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        by_kind: dict[tuple[int, int, bool], list[tuple[Tensor, Tensor]]] = {}
         for name, parameter in self.matrices.items():
             if parameter.grad is None:
                 continue
@@ -113,16 +117,24 @@ class Optimiser:
             momentum = self.momentum[name].lerp_(gradient, 1 - self.settings.momentum)
             update = gradient.lerp(momentum, self.settings.momentum)  # Nesterov
             for piece, target in zip(_pieces(name, update), _pieces(name, self.weights[name]), strict=True):
-                by_shape.setdefault(tuple(piece.shape[-2:]), []).append((piece, target))
-        for shape, pairs in by_shape.items():
-            updates = orthogonalise(torch.cat([piece.reshape(-1, *shape) for piece, _ in pairs]))
-            scale = lr * UPDATE_RMS * max(shape) ** 0.5
+                by_kind.setdefault(self._kind(name, piece), []).append((piece, target))
+        for kind, pairs in by_kind.items():
+            updates = self._updates(kind, [piece for piece, _ in pairs])
+            scale = lr * UPDATE_RMS * max(kind[:2]) ** 0.5
             at = 0
             for piece, target in pairs:
-                count = piece.numel() // (shape[0] * shape[1])
+                count = piece.shape[0] if piece.ndim > 2 else 1
                 target.mul_(1 - lr * self.settings.weight_decay)
                 target.sub_(updates[at : at + count].view(target.shape), alpha=scale)
                 at += count
+
+    def _kind(self, name: str, piece: Tensor) -> tuple[int, int, bool]:
+        """Return the shape of the matrices that a piece is made of, and whether it is but some rows of one."""
+        return piece.shape[-2], piece.shape[-1], False
+
+    def _updates(self, kind: tuple[int, int, bool], pieces: list[Tensor]) -> Tensor:
+        """Orthogonalise pieces of a kind in one batch; [matrices, rows, columns]."""
+        return orthogonalise(torch.cat([piece.reshape(-1, *piece.shape[-2:]) for piece in pieces]))
 
     def _adamw(self, lr: float) -> None:
         names = [name for name, p in self.others.items() if p.grad is not None]
@@ -142,7 +154,7 @@ class Optimiser:
         torch._foreach_addcdiv_(parameters, first, denominators, -lr / (1 - beta1**self.steps))
 
 
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a parameter maps hidden states to hidden states; embedding, head and router do not."""
     return parameter.ndim >= 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight", "gate.weight"))
 

@@ -32,7 +32,7 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     bits_per_nat_per_token = corpus.facts.validation_tokens / corpus.facts.validation_bytes / math.log(2)
 
     def validate() -> dict[str, float]:
-        loss = mean_loss(model, validation)
+        loss = mean_loss(model, validation) if stage.ranks is None else stage.ranks.mean_loss(model, validation)
         return {"validation_loss": loss, "bits_per_byte": loss * bits_per_nat_per_token}
 
     def batch(step: int) -> Batch:

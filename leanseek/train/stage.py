@@ -22,7 +22,9 @@ from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser
+from leanseek.train.parallel import ParallelTrainer
 from leanseek.train.precision import fp8
+from leanseek.train.ranks import Ranks
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
 
 
@@ -37,6 +39,7 @@ class Stage:
         log: step by step.
         meter: where the work is charged.
         workers: threads that share the work of a step.
+        ranks: processes that train together, each with its own `Stage`; None: this one trains alone.
     """
 
     run: Run
@@ -45,6 +48,7 @@ class Stage:
     log: RunLog
     meter: Meter
     workers: int = 1
+    ranks: Ranks | None = None
 
     @property
     def settings(self) -> TrainSettings:
@@ -69,9 +73,18 @@ class Stage:
     def newest(self) -> Path | None:
         """Return the stage's newest checkpoint that is whole; damaged ones after it are put aside, with a warning.
 
+        Of several ranks the first one looks, and the others go by what it found.
+
         Raises:
             CheckpointError: all that the stage has are damaged.
         """
+        if self.ranks is None:
+            return self._newest_whole()
+        found = str(self._newest_whole() or "") if self.ranks.first else None
+        said = self.ranks.tell(found)
+        return Path(said) if said else None
+
+    def _newest_whole(self) -> Path | None:
         found = self.run.checkpoints(self.name)
         damaged: list[tuple[Path, CheckpointError]] = []
         while found:
@@ -147,21 +160,30 @@ class Stage:
             hooks: `validate` and `enough` of `trainer.Hooks`, if wanted.
             optimiser: as `Trainer`.
         """
-        trainer = Trainer(model, objective, self.settings, self.meter, self.workers, optimiser)
+        trainer: Trainer
+        if self.ranks is None:
+            trainer = Trainer(model, objective, self.settings, self.meter, self.workers, optimiser)
+        else:
+            trainer = ParallelTrainer(self.ranks, model, objective, self.settings, self.meter)
+        writes = self.ranks is None or self.ranks.first
         folder = self.run.latest(self.name)
         if folder is not None:
             trainer.load_state_dict(load_state(folder))
-        self.log.rewind(self.name, trainer.done)
+        if writes:
+            self.log.rewind(self.name, trainer.done)
         kept = self.settings.keep_checkpoints
 
         def save(step: int, state: dict[str, Any]) -> None:
-            save_checkpoint(self.run.checkpoint(self.name, step), model, self.tokenizer, state)
-            self.run.prune(self.name, kept)
+            whole = trainer.whole_model() if isinstance(trainer, ParallelTrainer) else model
+            if whole is not None:
+                save_checkpoint(self.run.checkpoint(self.name, step), whole, self.tokenizer, state)
+                self.run.prune(self.name, kept)
 
         def log(step: int, metrics: dict[str, float]) -> None:
-            self.log.log(self.name, step, **metrics)
+            if writes:
+                self.log.log(self.name, step, **metrics)
 
         precision = fp8(model) if self.settings.fp8 else nullcontext()
-        with progress(trainer.steps, self.name) as bar, precision:
+        with progress(trainer.steps, self.name, shown=writes) as bar, precision:
             trainer.fit(batches, Hooks(log, save, **hooks), bar)
         return trainer

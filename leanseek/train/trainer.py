@@ -17,7 +17,7 @@ from leanseek.model.count import forward_parts, training_parts
 from leanseek.model.transformer import Transformer
 from leanseek.settings import OptimiserSettings, TrainSettings
 from leanseek.train.balance import load_factor, update_bias
-from leanseek.train.interrupt import interrupts
+from leanseek.train.interrupt import Interrupt, interrupts
 from leanseek.train.objectives.loss import Loss
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.schedules import balance_rate, lr_factor
@@ -192,9 +192,10 @@ class Trainer:
                 if last or watched or self.done % every == 0 or "skipped" in metrics:
                     hooks.log(self.done, metrics)
                 progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
-                if last or self.ended or interrupt.wanted or self.done % self.settings.checkpoint_every == 0:
+                stops = self._wants_to_stop(interrupt)
+                if last or self.ended or stops or self.done % self.settings.checkpoint_every == 0:
                     hooks.save(self.done, self.state_dict())
-                if interrupt.wanted:
+                if stops:
                     raise KeyboardInterrupt
         self.model.eval()
 
@@ -229,6 +230,12 @@ class Trainer:
                 parameter.grad += gradient
         losses = [loss for worker_losses, _ in done for loss in worker_losses]
         shares = [share for worker in range(self.workers) for _, share in pieces[worker :: self.workers]]
+        self._charge(losses)
+        self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
+        return _joined([loss.metrics for loss in losses], shares)
+
+    def _charge(self, losses: Sequence[Loss]) -> None:
+        """Charge the work behind some losses."""
         for loss in losses:
             self.meter.tokens += loss.tokens
             read = {"tokens": loss.tokens, "pairs": loss.pairs, "head_tokens": loss.head_tokens}
@@ -240,8 +247,10 @@ class Trainer:
                 self.meter.add_flops(loss.references * flops, part=part)
             if loss.other_flops:
                 self.meter.add_flops(loss.other_flops)
-        self._counts = [torch.stack(layer).sum(0) for layer in zip(*(loss.counts for loss in losses), strict=True)]
-        return _joined([loss.metrics for loss in losses], shares)
+
+    def _wants_to_stop(self, interrupt: Interrupt) -> bool:
+        """Whether the stage is to stop after this step."""
+        return interrupt.wanted
 
     def _computed_anew(self, part: str) -> bool:
         """Whether a part of the model runs forward twice, the second time for the gradient."""

@@ -75,8 +75,8 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize(("workers", "micro_tokens"), [(2, None), (3, None), (1, 16), (1, 40), (2, 16)])
 def test_however_a_batch_is_parted_its_gradients_are_the_same(make_model, workers, micro_tokens):
     model, batch = make_model(), STREAM.batch(0)
-    plain = trainer_of(model, objective=NextToken(0.0, 1e-3))
-    parted = trainer_of(model, workers, NextToken(0.0, 1e-3), micro_tokens=micro_tokens)
+    plain = trainer_of(model)
+    parted = trainer_of(model, workers, micro_tokens=micro_tokens)
     whole, metrics = gradients(plain, batch)
     sums, of_parts = gradients(parted, batch)
     assert len(batch.pieces(workers, micro_tokens)) >= 2

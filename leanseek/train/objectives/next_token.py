@@ -45,7 +45,7 @@ class NextToken:
             # Its router is balanced by its bias too; the balance loss is over the main layers alone.
             ahead = Routing()
             ahead_TD = model.mtp(hidden_TD, batch.next_tokens_T, batch.segments, routing=ahead)
-            mtp = cross_entropy(model, ahead_TD, batch.second_targets_T, self.most_logits)
+            mtp = cross_entropy(model, ahead_TD, batch.second_targets_T, self.most_logits) * batch.mtp_share
             total = total + mtp_weight * mtp
             metrics["mtp_loss"] = mtp.detach()
         if self.balance_loss > 0 and routing.scores:

@@ -1,0 +1,209 @@
+"""Ranks: the processes that torchrun started to train one model together, and what they tell one another."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from leanseek.checkpoint.directory import empty_model
+from leanseek.data.batches import IGNORED, Batch
+from leanseek.kernels.threads import available_threads, keep_memory
+from leanseek.model.config import ModelConfig
+from leanseek.model.transformer import Transformer
+from leanseek.settings import ParallelSettings
+from leanseek.train.objectives.next_token import mean_loss
+from leanseek.train.places import STACKED, Place, check, share
+from leanseek.variables import torchrun
+
+# How long ranks wait for one another: the first may be turning a corpus into tokens meanwhile.
+PATIENCE = timedelta(hours=6)
+
+
+class Ranks:
+    """This process among those that train together.
+
+    Args:
+        place: which part it has.
+        device: "cpu" (they talk by gloo) or "cuda" (by NCCL).
+    """
+
+    def __init__(self, place: Place, device: str) -> None:
+        self.place, self.device = place, device
+        settings = place.settings
+        shape = (place.replicas, settings.shards)
+        plain = init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
+        shapes = (place.expert_replicas, place.expert_shards, settings.experts)
+        routed = init_device_mesh(device, shapes, mesh_dim_names=("expert_replicas", "expert_shards", "experts"))
+        # Of weights that are cut by rows: copies first, where there are several.
+        self.mesh: DeviceMesh = plain["replicas", "shards"] if place.replicas > 1 else plain["shards"]
+        several = place.expert_replicas > 1
+        self.expert_mesh: DeviceMesh = (
+            routed["expert_replicas", "expert_shards"] if several else routed["expert_shards"]
+        )
+        self.shards = plain.get_group("shards")
+        self.expert_shards = routed.get_group("expert_shards")
+        self.experts = routed.get_group("experts")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that logs, charges and writes."""
+        return self.place.rank == 0
+
+    def agree(self, value: float) -> float:
+        """Return the largest of the values that the ranks have."""
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return float(found)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum over the ranks."""
+        dist.all_reduce(values)
+        return values
+
+    def tell(self, text: str | None = None) -> str:
+        """Return what the first rank said."""
+        said = [text]
+        dist.broadcast_object_list(said, src=0)
+        return str(said[0])
+
+    def share_threads(self, threads: int | None) -> int:
+        """Set up torch for this rank's part of the machine's cores; return its workers, which is one.
+
+        Args:
+            threads: of this process; None: those that it may use, shared with the other ranks of the machine.
+        """
+        torch.set_num_threads(threads or max(1, available_threads() // torchrun("LOCAL_WORLD_SIZE", 1)))
+        keep_memory()
+        return 1
+
+    def pieces(self, batch: Batch, tokens: int | None) -> list[tuple[Batch, float]]:
+        """Return this rank's pieces of a batch that all ranks have, each with its share of the whole batch's loss.
+
+        All ranks get as many: they exchange tokens in every forward pass. One that has less learns from a piece a
+        second time, with a share of 0.
+        """
+        if batch.learnt == 0:
+            return []
+        texts, data = len(batch.segments.lengths), self.place.world
+        counts = []
+        mine: list[tuple[Batch, float]] = []
+        for index in range(data):
+            first, last = share(texts, data, index)
+            if first == last:
+                counts.append(1)
+                continue
+            part, weight = batch.part(first, last)
+            parts = part.pieces(1, tokens)
+            counts.append(len(parts))
+            if index == self.place.rank:
+                mine = [(piece, weight * own) for piece, own in parts]
+        spare = mine[0][0] if mine else batch.part(0, 1)[0].pieces(1, tokens)[0][0]
+        return mine + [(spare, 0.0)] * (max(counts) - len(mine))
+
+    def mean_loss(self, model: Transformer, batches: list[Batch]) -> float:
+        """Return what `next_token.mean_loss` does, the batches shared among the ranks."""
+        data, index = self.place.world, self.place.rank
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number in range(-(-len(batches) // data)):
+            own = number * data + index
+            batch = batches[min(own, len(batches) - 1)]
+            loss = mean_loss(model, [batch])
+            if own < len(batches):
+                targets = int((batch.targets_T != IGNORED).sum())
+                sums += torch.tensor([loss * targets, targets], dtype=torch.float64, device=self.device)
+        reshard(model)
+        loss_sum, targets_sum = self.total(sums).tolist()
+        return loss_sum / max(targets_sum, 1)
+
+    def whole(self, name: str, part: Tensor, rows: int) -> Tensor:
+        """Return the whole of a parameter (or of what is kept for it) of which each rank has its rows."""
+        if not name.endswith(STACKED):
+            return _gathered(part, self.shards, rows)
+        held = rows // self.place.settings.experts
+        return _gathered(_gathered(part, self.expert_shards, held), self.experts, rows)
+
+    def own(self, name: str, whole: Tensor) -> Tensor:
+        """Return this rank's rows of a whole parameter."""
+        first, last = self.place.rows(name, whole.shape[0])
+        return whole[first:last]
+
+    def whole_model(self, model: Transformer, rows: Mapping[str, int]) -> Transformer | None:
+        """Return the model with all its weights on the first rank, None on the others; all ranks call it.
+
+        Args:
+            model: whose weights are cut.
+            rows: of each whole parameter.
+        """
+        reshard(model)
+        full = empty_model(model.config, dtype=_dtype(model)) if self.first else None
+        targets = {} if full is None else full.state_dict()
+        for name, tensor in [*local_parameters(model).items(), *model.named_buffers()]:
+            found = self.whole(name, tensor, rows[name]) if name in rows else tensor
+            if full is not None:
+                targets[name].copy_(found)
+        return full
+
+
+def join(settings: ParallelSettings, config: ModelConfig, device: str) -> Ranks:
+    """Meet the other processes.
+
+    Args:
+        settings: how ranks share the work.
+        config: the model's.
+        device: "cpu" or "cuda": then each process has the GPU of its number on this machine.
+    Raises:
+        ConfigError: so many ranks cannot share the work that way.
+    """
+    rank, count = torchrun("RANK", 0), torchrun("WORLD_SIZE", 1)
+    check(settings, count, config)
+    if device == "cuda":
+        torch.cuda.set_device(torchrun("LOCAL_RANK", 0))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        atexit.register(leave)
+    return Ranks(Place(rank, count, settings), device)
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return what this rank has of each parameter; the same memory, so that a change changes the parameter."""
+    return {
+        name: (one.to_local() if isinstance(one, DTensor) else one).detach() for name, one in model.named_parameters()
+    }
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of weights that were gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _gathered(part: Tensor, group: dist.ProcessGroup, rows: int) -> Tensor:
+    """Return the rows of all ranks of a group, cut as `places.share` cuts."""
+    count = group.size()
+    if count == 1:
+        return part
+    size = -(-rows // count)
+    padded = part.new_zeros(size, *part.shape[1:])
+    padded[: part.shape[0]] = part
+    parts = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat(parts)[:rows]
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -1,0 +1,110 @@
+"""Pretraining as torchrun starts it: the same curve on one process, on several, and after one was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leanseek.checkpoint.directory import load_model
+from leanseek.log import RunLog
+from leanseek.run import Run, to_toml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def command(run: Run, folder: Path, ranks: int, *options: str) -> list[str]:
+    (folder / "again.toml").write_text(to_toml(run.recipe))
+    line = [sys.executable, "-m"]
+    if ranks > 1:
+        line += [
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            "--max-restarts",
+            "1",
+            "-m",
+            "--",
+        ]
+    return [*line, "leanseek", "pretrain", str(folder / "again.toml"), *options]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    keys = ("step", "loss", "mtp_loss", "gradient_norm", "load_factor", "validation_loss")
+    return [
+        {key: line[key] for key in keys if key in line} for line in RunLog(folder / "metrics.jsonl").read("pretrain")
+    ]
+
+
+def same_curve(one: Path, other: Path) -> None:
+    """fp32 sums in another order, over a few steps of AdamW (Muon's bf16 iteration would make much of the last bit)."""
+    first, second = curve(one), curve(other)
+    assert len(first) == len(second) > 3
+    for a, b in zip(first, second, strict=True):
+        assert b == pytest.approx(a, rel=1e-4), (a, b)
+
+
+def test_one_process_two_and_four_draw_the_same_curve_and_go_on_from_each_other(make_run, tmp_path):
+    exact = {"pretrain__optimiser__name": "adamw", "pretrain__optimiser__lr": 3e-3}
+    run = make_run("alone", pretrain__steps=6, pretrain__keep_checkpoints=2, **exact)
+    done: dict[str, Path] = {}
+    for name, ranks, options in (
+        ("one", 1, []),
+        ("two", 2, ["--parallel.experts", "2", "--parallel.shards", "2"]),
+    ):
+        done[name] = tmp_path / name
+        line = command(run, tmp_path, ranks, *options, "--run", str(done[name]))
+        subprocess.run(line, check=True, env=environment(), timeout=300)
+    same_curve(done["one"], done["two"])
+    one, two = (load_model(Run.open(folder).latest("pretrain")) for folder in done.values())
+    assert all(torch.isfinite(tensor).all() for tensor in two.state_dict().values())
+    assert one.state_dict().keys() == two.state_dict().keys()
+    rows = [json.loads(line) for line in (done["two"] / "ledger.jsonl").read_text().splitlines()]
+    alone = [json.loads(line) for line in (done["one"] / "ledger.jsonl").read_text().splitlines()]
+    assert [row["flops"] for row in rows] == [row["flops"] for row in alone]
+    # Back to step 3, and on with four ranks from what two have left.
+    two = Run.open(done["two"])
+    shutil.rmtree(two.checkpoint("pretrain", 6))
+    (done["two"] / "summary.json").write_text(json.dumps({"tokenizer": two.summary["tokenizer"]}))
+    share = ["--parallel.experts", "4", "--parallel.shards", "2", "--pretrain.keep_checkpoints", "1"]
+    line = command(run, tmp_path, 4, *share, "--run", str(done["two"]))
+    subprocess.run(line, check=True, env=environment(), timeout=300)
+    same_curve(done["one"], done["two"])
+
+
+def test_a_rank_that_is_killed_comes_back_and_the_curve_is_the_same(make_run, tmp_path):
+    run = make_run("alone", pretrain__steps=24, pretrain__checkpoint_every=4, pretrain__validate_every=24)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    share = ["--parallel.experts", "2"]
+    line = command(run, tmp_path, 2, *share, "--run", str(undisturbed))
+    subprocess.run(line, check=True, env=environment(), timeout=300)
+    line = command(run, tmp_path, 2, *share, "--run", str(killed))
+    with subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 200
+        while not Run.is_run(killed) or Run.open(killed).latest("pretrain") is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    assert b"going on" in errors
+    assert curve(killed) == curve(undisturbed)
+    first, second = (load_model(Run.open(folder).latest("pretrain")) for folder in (undisturbed, killed))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )

@@ -1,4 +1,4 @@
-"""The line on a laptop, per seed: time, share of each stage, memory, energy, money, accuracy before and after GRPO.
+"""The line on a laptop, per seed: time, share of each stage, memory, energy, money, accuracy after each stage.
 
 Each seed is a run of its own, made from nothing by `leanseek make`; runs that are there already are read.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rows import arguments, publish, row
-
-STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
 
 
 def main() -> None:
@@ -35,13 +33,16 @@ def summary_row(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return the row of a finished run."""
     from leanseek.run import Run
 
-    summary = Run.open(folder).summary
+    run = Run.open(folder)
+    summary, line = run.summary, run.recipe.line
+    models = ["base", *(name for name, kind in line.items() if kind in ("sft", "grpo", "distill"))]
+    practised = [summary[name] for name, kind in line.items() if kind == "grpo"]
     totals = summary["totals"]
     figures = row(f"make {recipe}, seed {seed}", "s", [totals["seconds"]], packages=("torch", "tokenizers"))
     accuracy = {
         name: {
-            **{model: found[model] for model in ("base", "sft", "grpo")},
-            "gain_points": 100 * (found["grpo"] - found["sft"]),
+            **{model: found[model] for model in models},
+            "gain_points": 100 * (found[models[-1]] - found[models[1]]),
             "n": found["n"],
             "interval": found["interval"],
             "sound": found["sound"],
@@ -51,12 +52,12 @@ def summary_row(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
     }
     return figures | {
         "made_by_commit": summary["machine"]["commit"],
-        "seconds": {name: summary[name]["seconds"] for name in STAGES},
-        "share": {name: summary[name]["seconds"] / totals["seconds"] for name in STAGES},
+        "seconds": {name: summary[name]["seconds"] for name in line},
+        "share": {name: summary[name]["seconds"] / totals["seconds"] for name in line},
         "accuracy": accuracy,
         "bits_per_byte": summary["pretrain"]["bits_per_byte"],
-        "logprob_gap": summary["grpo"]["logprob_gap"],
-        "routing_agreement": summary["grpo"]["routing_agreement"],
+        "logprob_gap": max((one["logprob_gap"] for one in practised), default=None),
+        "routing_agreement": min((one["routing_agreement"] for one in practised), default=None),
         "mtp_acceptance": summary["mtp"]["acceptance"],
         **{name: totals[name] for name in ("peak_memory_bytes", "tokens", "flops", "joules", "meter", "usd")},
         "model": summary["model"],

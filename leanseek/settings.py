@@ -25,7 +25,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 # The line of a recipe that lists no stages of its own.
 STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
 # What else summary.json has parts of, and the names that models go by: no stage may be called so.
-RESERVED = ("accuracy", "mtp", "totals", "machine", "model", "base", "n", "tokenizer", "pretrain", "eval")
+RESERVED = (
+    "accuracy", "contamination", "mtp", "plan", "totals", "machine", "model", "base", "n",
+    "tokenizer", "pretrain", "eval",
+)  # fmt: skip
 
 
 Group = TypeVar("Group", bound="Settings")

@@ -16,6 +16,8 @@ import leanseek
 import leanseek.checkpoint.resume as resume
 from leanseek import stages
 from leanseek.checkpoint.directory import empty_model, load_model
+from leanseek.cost.fields import missing_fields
+from leanseek.cost.rates import Rates, save_rates
 from leanseek.data.preparation import Preparation, Wishes
 from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
 from leanseek.log import RunLog
@@ -64,6 +66,19 @@ def test_models_of_every_family_are_made_and_judged(make_run, make_config, quiet
     assert run.summary["accuracy"].keys() == TASKS
 
 
+def test_a_measured_machine_says_beforehand_what_a_run_will_take(make_run, quiet, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    save_rates(Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0))
+    run = make_run()
+    stages.make(run, "tokenizer")
+    assert "planned: tokenizer" in capsys.readouterr().err
+    plan = run.summary["plan"]
+    assert list(plan) == list(STAGES) and all(one["seconds"] > 0 for one in plan.values())
+    assert plan["tokenizer"]["tokens"] == pytest.approx(run.summary["tokenizer"]["tokens"], rel=0.1)
+    stages.make(run, "pretrain")
+    assert run.summary["plan"] == plan, "a plan is what was said before the run"
+
+
 def test_the_whole_line(make_run, quiet, capsys):
     run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
     stages.make(run)
@@ -79,6 +94,7 @@ def test_the_whole_line(make_run, quiet, capsys):
     for figures in summary["accuracy"].values():
         assert figures.keys() >= {"base", "sft", "grpo", "n", "interval", "pass_at_k", "sound"} and figures["n"] == 16
     assert 0 <= summary["mtp"]["acceptance"] <= 1
+    assert summary["contamination"]["problems"] == 2 * 16 and missing_fields(run.card_path.read_text()) == []
     config = load_preset(run.recipe.model)
     assert summary["model"]["name"] == run.recipe.model
     trained = load_model(run.latest("grpo"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanseek.cost.energy import describe_meter
-from leanseek.cost.fields import carbon_of, fields_table
+from leanseek.cost.fields import carbon_of, fields_table, last_model
 from leanseek.units import (
     format_bytes,
     format_count,
@@ -127,7 +127,7 @@ def _metadata(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
             lines.append(f"  hardware_used: {json.dumps(str(on))}")
     results = []
     for task, values in (summary.get("accuracy") or {}).items():
-        stage = next((one for one in reversed(COMPARED) if values.get(one) is not None), None)
+        stage = last_model(values)
         if stage is not None:
             results += ["  - task:", "      type: text-generation", "    dataset:", f"      name: {json.dumps(task)}"]
             results += [f"      type: {json.dumps(task)}", "    metrics:", "    - type: accuracy"]

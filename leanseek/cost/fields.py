@@ -61,6 +61,12 @@ def fields_table(summary: Facts, recipe: Facts, escape: Callable[[Any], str]) ->
     return [[one.name, escape(one.value(summary, recipe)) or NOT_RECORDED, one.asked] for one in FIELDS]
 
 
+def last_model(values: Facts) -> str | None:
+    """Return the name of the last model that a task was measured on, in the order in which they were made."""
+    names = list(values.get("interval") or ("base", "sft", "grpo"))
+    return next((name for name in reversed(names) if values.get(name) is not None), None)
+
+
 def carbon_of(summary: Facts, recipe: Facts) -> tuple[float, str] | None:
     """Return a run's grams of CO2 equivalent and whose electricity that is; None: its energy is not known."""
     joules = (summary.get("totals") or {}).get("joules")
@@ -127,8 +133,8 @@ def _quantity(summary: Facts, recipe: Facts) -> str:
 
 
 def _process(summary: Facts, recipe: Facts) -> str:
-    done = [stage for stage in ("pretrain", "sft", "grpo") if (summary.get(stage) or {}).get("steps")]
-    return ", ".join(f"{stage} {summary[stage]['steps']:,} steps" for stage in done)
+    done = {stage: part["steps"] for stage, part in summary.items() if isinstance(part, dict) and part.get("steps")}
+    return ", ".join(f"{stage} {steps:,} steps" for stage, steps in done.items())
 
 
 def _compute(summary: Facts, recipe: Facts) -> str:
@@ -159,7 +165,7 @@ def _money(summary: Facts, recipe: Facts) -> str:
 def _evaluations(summary: Facts, recipe: Facts) -> str:
     said = []
     for task, values in (summary.get("accuracy") or {}).items():
-        stage = next((one for one in ("grpo", "sft", "base") if values.get(one) is not None), None)
+        stage = last_model(values)
         interval = (values.get("interval") or {}).get(stage)
         if stage is not None and interval:
             low, high = (100 * one for one in interval)

@@ -98,6 +98,16 @@ def test_metadata_that_is_missing_is_named(key):
     assert missing_fields(f"---\n{kept}\n---\n{rest}") == [f"front matter: {key}"]
 
 
+def test_stages_of_a_recipes_own_line_are_told():
+    summary = copy.deepcopy(WHOLE)
+    summary["mixed"] = {**COST, "steps": 7, "done": True}
+    interval = {"base": [0, 0.2], "mixed": [0.3, 0.6]}
+    summary["accuracy"] = {"largest": {"base": 0.1, "mixed": 0.45, "n": 64, "interval": interval}}
+    text = card(summary)
+    assert missing_fields(text) == [] and "pretrain 10 steps, mixed 7 steps" in text
+    assert "largest 45.0% (30.0-60.0, 64 problems)" in text and "      value: 0.45\n" in text
+
+
 def test_a_text_that_is_no_card_lacks_everything():
     assert len(missing_fields("hello")) == len(FIELDS) + len(METADATA)
 

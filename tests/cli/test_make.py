@@ -17,7 +17,7 @@ def made(monkeypatch, tmp_path) -> list[tuple[Path, str]]:
     """Record what would be made; commands run in an empty folder."""
     calls: list[tuple[Path, str]] = []
 
-    def make(run: Run, until: str = "eval") -> None:
+    def make(run: Run, until: str = "eval", ranks: None = None) -> None:
         calls.append((run.folder, until))
         for stage in ("tokenizer", "pretrain"):
             run.finish(stage, {"seconds": 1.0})
@@ -105,7 +105,7 @@ def test_json_is_the_summary(made, capsys):
 
 
 def test_interrupted_work_says_how_to_go_on(made, capsys, monkeypatch):
-    def stop(run: Run, until: str) -> None:
+    def stop(run: Run, until: str, ranks: None = None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages, "make", stop)

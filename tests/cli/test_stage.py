@@ -15,7 +15,7 @@ from leanseek.settings import load_recipe
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "eval"])
 def test_a_stage_makes_the_line_up_to_itself(stage: str, monkeypatch, tmp_path):
     calls: list[str] = []
-    monkeypatch.setattr(stages, "make", lambda run, until: calls.append(until))
+    monkeypatch.setattr(stages, "make", lambda run, until, ranks: calls.append(until))
     key, value = ("vocab_size", 400) if stage == "tokenizer" else ("steps", 3)
     assert main([stage, "laptop", "--run", str(tmp_path / "run"), f"--train.{key}", str(value)]) == 0
     assert calls == [stage]
@@ -35,7 +35,7 @@ def test_the_tokenizer_is_really_made(tmp_path, capsys):
 def planned(monkeypatch) -> list[tuple[Run, str]]:
     """Have nothing made; return what would have been."""
     calls: list[tuple[Run, str]] = []
-    monkeypatch.setattr(stages, "make", lambda run, until: calls.append((run, until)))
+    monkeypatch.setattr(stages, "make", lambda run, until, ranks: calls.append((run, until)))
     return calls
 
 

@@ -18,8 +18,9 @@ from leanseek.envs.environment import Environment, Problem
 from leanseek.errors import TaskError, nearest
 from leanseek.messages import Message
 
-# What a mixture leaves out: `composite` is itself a mixture and must be told of what.
-MIXTURES = ("composite",)
+# What the mixture leaves out: `composite` is itself one and must be told of what, and `codeio` makes its problems by
+# running programs in this process, some of which write files where they stand.
+LEFT_OUT = ("composite", "codeio")
 # Seeds of problems.
 MOST_SEEDS = 1 << 31
 # Scorers that evaluate an answer as Python, or hand it to a library that does: those run in the sandbox.
@@ -79,7 +80,7 @@ class ReasoningGym(Environment):
 
     def draw(self, level: int, rng: random.Random) -> Problem:
         """Draw a problem by a seed of its own."""
-        task = self._task or rng.choice([name for name in tasks() if name not in MIXTURES])
+        task = self._task or rng.choice([name for name in tasks() if name not in LEFT_OUT])
         seed = rng.randrange(MOST_SEEDS)
         entry = _dataset(task, seed)[0]
         question = str(entry["question"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from leanseek.messages import Message, ToolSpec
 from leanseek.tokens.dialect import Dialect, tool_list
@@ -151,6 +152,8 @@ class V31(V3):
 class Hybrid(V31):
     """Of the models made here: V3.1's, with R1's line break after <think>; a system message stays in its place.
 
+    A tool loop keeps its thinking, as V3.2's does: what led to a call is still there when its result is read.
+
     Source: DeepSeek-R1's chat template (thinking starts in the prompt), V3.1's for no thinking and for tools.
     """
 
@@ -162,7 +165,18 @@ class Hybrid(V31):
         return "".join(plain(message.content) + CUT for message in leading) + self._tools(tools)
 
     def _turns(self, messages: Sequence[Message]) -> Sequence[Message]:
-        return messages[_leading(messages) :]
+        last = max((i for i, message in enumerate(messages) if message.role == "user"), default=len(messages))
+        return [
+            one if one.tool_calls and i > last else replace(one, reasoning_content=None)
+            for i, one in enumerate(messages)
+            if i >= _leading(messages)
+        ]
+
+    def _turn(self, message: Message, before: str) -> str:
+        if message.role != "assistant" or message.reasoning_content is None:
+            return super()._turn(message, before)
+        start = "" if before == "tool" else self._assistant
+        return start + self._opening(True) + self.reply(message) + self.marks.eos
 
     def _opening(self, thinking: bool) -> str:
         return f"{self.think}\n" if thinking else self.end_think

@@ -366,3 +366,20 @@ def test_what_follows_a_reply_is_what_the_prompt_has_there(formats, name):
         prompt = chat.prompt([Message("user", "go"), called, *said])
         tail = chat.following(said)
         assert tail and prompt[-len(tail) :] == tail and chat.tokenizer.eos_id == prompt[-len(tail) - 1]
+
+
+@pytest.mark.parametrize("name", ["leanseek", "v32"])
+def test_a_tool_loop_served_again_is_what_was_drawn(formats, name):
+    """Thinking inside a loop stays in the prompt, so that serving and training show a model the same tokens."""
+    chat = formats[name]
+    tools = [ToolSpec("ring", "rings", {"type": "object", "properties": {}})]
+    said = [Message("system", "Be brief."), Message("user", "go")]
+    for i in range(2):
+        said.append(Message("assistant", "", f"ring {i}", (ToolCall("call_0", "ring", "{}"),)))
+        said.append(Message("tool", f"rung {i}", tool_call_id="call_0", name="ring"))
+    ids, _ = chat.dialogue([*said, Message("assistant", "done", "all rung")], tools=tools)
+    prompt = chat.prompt(said, tools=tools)
+    assert ids[: len(prompt)] == prompt
+    # Once the user speaks again, the loop's thinking is history and goes.
+    later = chat.tokenizer.decode(chat.prompt([*said, Message("assistant", "done", "all"), Message("user", "more")]))
+    assert "ring 0" not in later and "rung 0" in later

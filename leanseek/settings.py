@@ -262,6 +262,7 @@ class TracesSettings(Settings):
     problems: int = Field(500, ge=1, description="training problems per task, each another one")
     samples: int = Field(4, ge=1, description="replies per problem")
     keep: int = Field(1, ge=1, description="most replies of a problem that are kept, the shortest right ones")
+    sound: bool = Field(False, description="only those whose thinking the task's audit finds right line by line")
     easiest: float = Field(
         1.0, gt=0, le=1, description="problems that a larger share of the replies solves are left out"
     )

@@ -13,7 +13,7 @@ from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
 from leanseek.envs.environment import Environment, Problem
 from leanseek.errors import ConfigError, RunError
-from leanseek.evals.attempts import Attempt, attempt
+from leanseek.evals.attempts import Attempt, attempt, is_sound
 from leanseek.log import progress
 from leanseek.messages import Message, ToolSpec
 from leanseek.model.count import sampling_parts
@@ -63,7 +63,7 @@ def collect(stage: Stage, environments: Sequence[Environment]) -> dict[str, Any]
                         start = named[problem.environment].start(problem)
                         prompt = with_effort(start.messages, effort_of(problem.key, recipe.efforts))
                         replies = drawn[i * settings.samples : (i + 1) * settings.samples]
-                        _keep(file, problem, (prompt, start.tools), replies, settings)
+                        _keep(file, named[problem.environment], problem, (prompt, start.tools), replies, settings)
                 bar.advance(len(numbers))
     kept = file.kept()
     return {
@@ -148,15 +148,18 @@ def teacher_folder(run: Run, given: str | None, name: str) -> Path:
 
 def _keep(
     file: Conversations,
+    environment: Environment,
     problem: Problem,
     asked: tuple[Sequence[Message], Sequence[ToolSpec]],
     attempts: Sequence[Attempt],
     settings: TracesSettings,
 ) -> None:
     prompt, tools = asked
-    chosen = best(attempts, settings.keep, settings.easiest)
-    kept = [(*prompt, *(one.messages or (_clean(one.reply),))) for one in chosen]
     right = sum(one.correct for one in attempts)
+    chosen = best(attempts, len(attempts), settings.easiest)
+    if settings.sound:
+        chosen = [one for one in chosen if is_sound(environment, one)]
+    kept = [(*prompt, *(one.messages or (_clean(one.reply),))) for one in chosen[: settings.keep]]
     about = {"environment": problem.environment, "level": problem.level, "right": right, "of": len(attempts)}
     file.add(_key(problem), about, kept, tools)
 

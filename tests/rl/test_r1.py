@@ -22,7 +22,7 @@ from leanseek.evals.attempts import Attempt, attempt
 from leanseek.log import RunLog
 from leanseek.messages import Message
 from leanseek.run import Run
-from leanseek.settings import load_recipe
+from leanseek.settings import TracesSettings, load_recipe
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.stage import Stage
 
@@ -118,6 +118,23 @@ def test_a_stage_of_traces_goes_on_where_it_stopped_and_asks_nothing_twice(made,
     assert len(file.keys()) == 12 == run.summary["rejection"]["problems"] and len(file.provenance()) == 2
     text = run.traces_path("rejection").read_text()
     assert all(text.count(json.dumps(key)) == 1 for key in file.keys())
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_only_sound_thinking_is_kept_where_that_is_wanted(tmp_path, sound):
+    task = load_environment("largest")
+    problem = next(task.problems("train", 0))
+    worked = task.solution(problem, random.Random(0))
+    lucky = replace(worked, reasoning_content="a guess")
+    attempts = [
+        Attempt(problem, [1], reply, Output("r", 0, ids, "", finish_reason="stop"), {}, True, True)
+        for reply, ids in ((lucky, [1]), (worked, [1, 2]))
+    ]
+    file = Conversations(tmp_path / "x.jsonl")
+    prompt = task.start(problem).messages
+    collect._keep(file, task, problem, (prompt, ()), attempts, TracesSettings(sound=sound))
+    ((messages, _),) = file.kept()
+    assert messages[-1].reasoning_content == (worked if sound else lucky).reasoning_content
 
 
 def test_zero_starts_from_the_base(made):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json as json_format
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from leanseek import variables
 from leanseek.cli.columns import columns
+from leanseek.cost.energy import EnergyMeter, describe_meter
 from leanseek.errors import UsageError
 from leanseek.log import say
 from leanseek.run import model_folder
@@ -71,7 +75,7 @@ def bench(
         say(f"{facts}int8 {limits.peak_gops:,.0f} GOPS")
     elif what == "kernels":
         raise UsageError(f"there are no native kernels to measure: {native.native().reason}")
-    found = []
+    found, meter = [], ""
     if what == "kernels":
         assert limits is not None
         rows = batch if batch != (1,) else (1, 4, 8, 32, 128)
@@ -82,19 +86,35 @@ def bench(
         for length in context if what == "decode" or context != (1,) else (512,):
             if what == "prefill":
                 flops = forward_flops_per_token(config, length)
-                row = speed.prefill_row(net, tokens=length, limits=limits, flops_per_token=flops, repeats=repeats)
+                reading = partial(speed.prefill_row, net, tokens=length, limits=limits, flops_per_token=flops)
+                row = _with_energy(lambda reading=reading: reading(repeats=repeats))  # type: ignore[misc]
+                meter = str(row["meter"])
                 found.append(_shown(row, json, weights))
                 continue
             for count in batch:
-                row = speed.decode_row(net, batch=count, context=length, tokens=tokens, limits=limits, repeats=repeats)
+                drawing = partial(speed.decode_row, net, batch=count, context=length, tokens=tokens, limits=limits)
+                row = _with_energy(lambda drawing=drawing: drawing(repeats=repeats))  # type: ignore[misc]
+                meter = str(row["meter"])
                 found.append(_shown(row, json, weights))
     if not json:
         print(
             columns(
-                [("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak"), *found],
-                right=(1, 3, 4, 5, 6, 7, 8),
+                [("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak", "J a token"), *found],
+                right=(1, 3, 4, 5, 6, 7, 8, 9),
             )
         )
+        if meter:
+            print(f"energy: {describe_meter(meter)}")
+
+
+def _with_energy(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a row of tokens a second with what each took, by the watts that were drawn while it was measured."""
+    meter, start_s = EnergyMeter(), time.monotonic()
+    meter.start()
+    row = measure()
+    watts = meter.read_joules() / (time.monotonic() - start_s)
+    meter.stop()
+    return {**row, "joules_per_token": watts / row["value"], "watts": watts, "meter": meter.meter}
 
 
 def _model(folder: Path | None, config: Any, weights: str) -> Any:
@@ -119,4 +139,5 @@ def _shown(row: dict[str, Any], as_json: bool, weights: str) -> tuple[str, ...]:
     for rate, share in (("gb_s", "share_of_stream"), ("gops", "share_of_peak")):
         cells.append(f"{row[rate]:,.1f}" if rate in row else "")
         cells.append(f"{row[share]:.0%}" if share in row else "")
+    cells.append(f"{row['joules_per_token']:,.3g}" if "joules_per_token" in row else "")
     return tuple(cells)

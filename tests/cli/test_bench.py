@@ -26,6 +26,7 @@ def test_a_folder_is_measured(capsys, tmp_path, tiny_model, tiny_tokenizer, monk
     folder = str(tmp_path / "model")
     found = rows(capsys, "decode", folder, "--batch", "1", "--batch", "2", "--tokens", "4", "--context", "3")
     assert [row["work"] for row in found] == [f"decode, batch {n}, context 3" for n in (1, 2)]
+    assert all(row["joules_per_token"] == pytest.approx(row["watts"] / row["value"]) and row["meter"] for row in found)
     assert {row["weights"] for row in found} == {"int4"} and all(row["value"] > 0 for row in found)
     (row,) = rows(capsys, "prefill", folder, "--context", "16", "--weights", "fp32")
     assert row["work"] == "prefill of 16" and row["weights"] == "fp32" and row["gops"] > 0

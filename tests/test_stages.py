@@ -214,7 +214,7 @@ def test_a_run_that_lost_what_it_stands_on_says_what_to_do(make_run, quiet, lost
 def test_ones_own_text_is_read_and_an_empty_folder_is_told(make_run, quiet, tmp_path):
     (tmp_path / "text").mkdir()
     sources = {"data__sources": str(tmp_path / "text")}
-    with pytest.raises(DataError, match=r"text has no \.txt or \.jsonl file in it: put text there"):
+    with pytest.raises(DataError, match=r"text has no \.txt, \.jsonl or \.parquet file in it"):
         stages.make(make_run("empty", **sources))
     words = [f"{a} and {b} make {a + b}." for a in range(20) for b in range(20)]
     (tmp_path / "text" / "sums.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))

@@ -195,6 +195,7 @@ class Endpoints:
             thinks=asked.thinks and chat.thinks,
             with_logprobs=bool(asked.logprobs),
             with_usage=asked.includes_usage,
+            live_usage=asked.stream_options is not None and asked.stream_options.live,
             choices=asked.n or 1,
             bytes_of=chat.tokenizer.bytes_of,
         )

@@ -52,7 +52,7 @@ class Blocks:
         yield named_frame({"type": "message_start", "message": self._message(usage)})
         yield named_frame({"type": "ping"})
 
-    def piece(self, index: int, said: Said) -> Iterator[bytes]:
+    def piece(self, index: int, said: Said, usage: object = None) -> Iterator[bytes]:
         """Yield what one token said, in the block that it belongs to."""
         if said.reasoning_content:
             yield from self._begin("thinking", {"type": "thinking", "thinking": "", "signature": ""})

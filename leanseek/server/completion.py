@@ -34,6 +34,7 @@ class Completion:
         thinks: whether the message has a reasoning_content.
         with_logprobs: whether choices carry log-probabilities.
         with_usage: whether chunks have a usage field (null but in the last).
+        live_usage: whether that of a chunk with text says what the request took until then.
         choices: replies there will be.
         bytes_of: gives a token's bytes, for the most likely ones.
     """
@@ -45,6 +46,7 @@ class Completion:
     thinks: bool = True
     with_logprobs: bool = False
     with_usage: bool = False
+    live_usage: bool = False
     choices: int = 1
     bytes_of: Callable[[int], bytes] = no_bytes
 
@@ -83,7 +85,7 @@ class Completion:
         for index in range(self.choices):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, said: Said) -> Iterator[bytes]:
+    def piece(self, index: int, said: Said, usage: Callable[[], Usage] | None = None) -> Iterator[bytes]:
         """Yield the chunk for what one token said, if that is anything."""
         delta: dict[str, Any] = {}
         if said.reasoning_content:
@@ -93,7 +95,8 @@ class Completion:
         if said.tool_calls:
             delta["tool_calls"] = [_call(one) for one in said.tool_calls]
         if delta or (self.with_logprobs and said.has_logprobs):
-            yield self._chunk(index, delta, self._logprobs(said))
+            now = usage().openai() if usage is not None and self.live_usage else None
+            yield self._chunk(index, delta, self._logprobs(said), usage=now)
 
     def ending(self, index: int, reply: Reply) -> Iterator[bytes]:
         """Yield a reply's last chunk: why it ended."""
@@ -109,10 +112,17 @@ class Completion:
         """Yield an event with `error`, which clients take for a failure."""
         yield frame(error.envelope())
 
-    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: Any = None,
+        reason: str | None = None,
+        usage: dict[str, Any] | None = None,
+    ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        return frame({**chunk, "usage": None} if self.with_usage else chunk)
+        return frame({**chunk, "usage": usage} if self.with_usage else chunk)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -180,7 +180,7 @@ class TextCompletion:
         """Yield nothing: a prompt that is to be echoed comes with the first token."""
         yield from ()
 
-    def piece(self, index: int, said: Said) -> Iterator[bytes]:
+    def piece(self, index: int, said: Said, usage: Callable[[], Usage] | None = None) -> Iterator[bytes]:
         """Yield the chunk for what one token said, if that is anything."""
         text, scored = said.content, list[Scored | None](said.content_logprobs)
         if self._request.max_tokens == 0:
@@ -188,7 +188,9 @@ class TextCompletion:
         if not self._written[index] and self._request.echo:
             text, scored = self._echo(index) + text, [*self._echoed.pop(index, []), *scored]
         if text or (self._request.logprobs is not None and scored):
-            yield self._chunk(self._choice(index, text, scored))
+            options = self._request.stream_options
+            live = usage is not None and options is not None and options.live
+            yield self._chunk(self._choice(index, text, scored), usage().openai() if live and usage else None)
 
     def ending(self, index: int, reply: Reply) -> Iterator[bytes]:
         """Yield a reply's last chunk: why it ended."""
@@ -209,9 +211,9 @@ class TextCompletion:
         options = self._request.stream_options
         return options is not None and bool(options.include_usage)
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
+    def _chunk(self, choice: dict[str, Any], usage: dict[str, Any] | None = None) -> bytes:
         chunk = {**self._head, "choices": [choice]}
-        return frame({**chunk, "usage": None} if self._with_usage else chunk)
+        return frame({**chunk, "usage": usage} if self._with_usage else chunk)
 
     def _usage(self, usage: Usage) -> dict[str, Any]:
         return usage.openai()

@@ -48,7 +48,7 @@ class Items:
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
 
-    def piece(self, index: int, said: Said) -> Iterator[bytes]:
+    def piece(self, index: int, said: Said, usage: object = None) -> Iterator[bytes]:
         """Yield what one token said, in the item that it belongs to."""
         if said.reasoning_content:
             yield from self._begin_text("reasoning")

@@ -16,6 +16,9 @@ from leanseek.server.usage import Usage
 CUT_OFF = "insufficient_system_resource"
 
 
+UsageSoFar = Callable[[], Usage]
+
+
 class Answer(Protocol):
     """How a protocol tells replies; frames are whole events of a stream."""
 
@@ -25,8 +28,8 @@ class Answer(Protocol):
     def opening(self, usage: Usage) -> Iterable[bytes]:
         """Yield what a stream begins with."""
 
-    def piece(self, index: int, said: Said) -> Iterable[bytes]:
-        """Yield what a reply has said."""
+    def piece(self, index: int, said: Said, usage: UsageSoFar) -> Iterable[bytes]:
+        """Yield what a reply has said; `usage` gives what the request took until now."""
 
     def ending(self, index: int, reply: Reply) -> Iterable[bytes]:
         """Yield that a reply has ended."""
@@ -80,7 +83,7 @@ class Job:
             yield event
         try:
             async for index, said in self._said():
-                for event in answer.piece(index, said):
+                for event in answer.piece(index, said, self.usage):
                     yield event
                 if self.replies[index].finish_reason is not None:
                     for event in answer.ending(index, self.replies[index]):

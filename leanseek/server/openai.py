@@ -77,6 +77,12 @@ class StreamOptions(Wire):
     """What a stream carries besides text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # as vLLM calls it
+
+    @property
+    def live(self) -> bool:
+        """Whether each chunk with text tells what the request took until then."""
+        return bool(self.include_usage and self.continuous_usage_stats)
 
 
 class JsonSchema(Wire):

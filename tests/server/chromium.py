@@ -33,6 +33,7 @@ class Site:
         self.usage: dict = {}
         self.refusals: list[tuple[int, str]] = []
         self.key = ""
+        self.live = False
         self.asked: list[dict] = []
         self.closed = 0
         self.gate = threading.Event()
@@ -90,7 +91,10 @@ class Site:
             for at, piece in enumerate(pieces):
                 while at >= len(pieces) // 2 and not self.gate.is_set():
                     await asyncio.sleep(0.01)
-                yield event([{"index": 0, "delta": piece, "finish_reason": None}])
+                # A server that tells what was taken so far: a token and a joule for each piece.
+                live = {**self.usage, "completion_tokens": at + 1, "joules": at + 1.0, "usd": 0.01 * (at + 1)}
+                more = {"usage": live} if self.live else {}
+                yield event([{"index": 0, "delta": piece, "finish_reason": None}], **more)
                 await asyncio.sleep(0.002)
             reason = "tool_calls" if "tool_calls" in pieces[-1] else "stop"
             yield event([{"index": 0, "delta": {}, "finish_reason": reason}])

@@ -12,7 +12,7 @@ from leanseek.engine.request import Grammar
 from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.server.bill import Bill
 from leanseek.tokens.chat import ChatFormat
-from tests.server.invariants import check_chat_stream
+from tests.server.invariants import check_chat_stream, events_of
 from tests.server.test_app import ASK, send
 
 WEATHER = {
@@ -220,6 +220,16 @@ def test_joules_and_money(speak, serve):
     assert usage["joules_meter"] == "estimated:fake"
     assert 0 < usage["usd"] < 10
     assert "joules" not in json.loads(post(serve(engine))[1])["usage"]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for path, extra in (("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "a", "max_tokens": 4})):
+        body = json.dumps({"messages": ASK, "stream": True, "stream_options": options, **extra})
+        events = events_of(send(listener, "POST", path, body)[2])
+        with_text = [one for one in events[:-2] if one["usage"] is not None]
+        spent = [one["usage"]["joules"] for one in with_text]
+        assert spent == sorted(spent) and 0 < spent[0] <= spent[-1] <= events[-2]["usage"]["joules"]
+        counts = [one["usage"]["completion_tokens"] for one in with_text]
+        assert counts == sorted(set(counts)) and 0 < counts[0] < counts[-1] <= events[-2]["usage"]["completion_tokens"]
+        assert events[-2]["choices"] == [] and all(one["choices"] for one in with_text)
 
 
 def test_names(speak, serve):

@@ -89,6 +89,23 @@ def test_chunks():
     assert chunks(begin().closing([], Usage(1))) == []
 
 
+def test_each_piece_tells_what_was_taken_until_then_where_that_is_wanted():
+    taken = iter([Usage(1, 1, joules=0.5, usd=0.25), Usage(1, 2, joules=2.0, usd=0.5)])
+    answer = begin(with_usage=True, live_usage=True)
+    found = chunks(
+        answer.opening(Usage(1)),
+        answer.piece(0, Said("", "yes"), lambda: next(taken)),
+        answer.piece(0, Said(), lambda: next(taken)),  # no chunk, and nothing is counted for it
+        answer.piece(0, Said("", "no"), lambda: next(taken)),
+        answer.ending(0, ended("stop")[0]),
+    )
+    told = [one["usage"] and (one["usage"]["completion_tokens"], one["usage"]["joules"]) for one in found]
+    assert told == [None, (1, 0.5), (2, 2.0), None]
+    assert found[2]["usage"]["usd"] == 0.5
+    (plain,) = chunks(begin(with_usage=True).piece(0, Said("", "yes"), lambda: Usage(1)))
+    assert plain["usage"] is None
+
+
 def test_a_piece_without_text_is_no_chunk():
     assert not list(begin().piece(0, Said()))
     assert not list(begin().piece(0, Said(content_logprobs=[Scored("", -1.0)])))

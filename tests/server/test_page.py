@@ -229,8 +229,30 @@ def test_a_reply_streams_with_its_thinking_folded(browser, site):
     assert browser.text("#announcer") == "Reply: The answer is 42."
     (asked,) = site.asked
     assert asked["messages"] == [{"role": "user", "content": "How much is it?"}]
-    assert asked["thinking"] == {"type": "enabled"} and asked["stream_options"] == {"include_usage": True}
+    assert asked["thinking"] == {"type": "enabled"} and asked["stream_options"] == {
+        "include_usage": True,
+        "continuous_usage_stats": True,
+    }
     assert not {"temperature", "top_p", "max_tokens", "seed", "reasoning_effort", "model"} & set(asked)
+
+
+@pytest.mark.browser
+def test_rate_joules_and_cost_are_told_while_a_reply_comes(browser, site):
+    site.live = True
+    site.say("one two three four five six seven eight nine ten", joules=12.5, usd=0.25)
+    site.gate.clear()
+    browser.run("document.getElementById('question').focus()")
+    browser.keys("Count", browser.ENTER)
+    half = len(site.pieces) // 2
+    figures = "document.querySelector('.assistant .figures')?.innerText ?? ''"
+    browser.until(f"({figures}).startsWith('{half} tokens')")
+    told = browser.texts(".assistant .figures span")
+    assert browser.value("document.getElementById('stop').hidden") is False
+    assert re.fullmatch(r"[\d,.]+ tokens/s", told[1]) and told[3:5] == [f"{half} J", f"${0.01 * half:.3f}"]
+    site.gate.set()
+    browser.until("document.getElementById('stop').hidden")
+    assert browser.texts(".assistant .figures span")[3:5] == ["12.5 J", "$0.25"]
+    assert browser.text("#total") == "12.5 J · $0.25"
 
 
 @pytest.mark.browser

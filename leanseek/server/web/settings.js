@@ -42,7 +42,8 @@ export class Settings {
   request() {
     const { thinking, effort, model } = this.values;
     const body = {
-      stream: true, stream_options: { include_usage: true }, thinking: { type: thinking ? "enabled" : "disabled" },
+      stream: true, stream_options: { include_usage: true, continuous_usage_stats: true },
+      thinking: { type: thinking ? "enabled" : "disabled" },
     };
     if (model) body.model = model;
     if (thinking && effort) body.reasoning_effort = effort;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from leanseek.server.app import Served
 from leanseek.server.listener import Listener
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
+from tests.server.chromium import Browser, Site
 
 
 class ScriptedEngine:
@@ -184,3 +186,34 @@ def connect() -> Iterator[Callable[..., openai.OpenAI]]:
 def client(tiny_server: Listener, connect: Callable[..., openai.OpenAI]) -> openai.OpenAI:
     """OpenAI's own client for the shared server."""
     return connect(tiny_server)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A real browser, or the name of what is missing for one."""
+    for program in ("chromium", "chromedriver"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def site():
+    """The chat page before a model that says what it is told."""
+    # A new port is a new origin, and a new origin has kept nothing.
+    site = Site()
+    yield site
+    site.stop()
+
+
+@pytest.fixture
+def browser(chromium, site):
+    """The page, open; afterwards the console must be clean."""
+    chromium.complaints()
+    chromium.resize(1200, 860)
+    site.say("42")
+    chromium.open(site.url)
+    yield chromium
+    assert chromium.complaints() == []

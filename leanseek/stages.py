@@ -52,6 +52,7 @@ from leanseek.train.places import least_ranks
 from leanseek.train.pretrain import pretrain
 from leanseek.train.ranks import Ranks, join
 from leanseek.train.sft import sft
+from leanseek.train.spread import spread
 from leanseek.train.stage import Stage
 from leanseek.units import format_seconds
 from leanseek.variables import torchrun
@@ -148,7 +149,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     """
     config = load_preset(recipe.model)
     _check(recipe)
-    check_ranks(recipe.parallel, max(torchrun("WORLD_SIZE", 1), least_ranks(recipe.parallel)), config)
+    world = max(torchrun("WORLD_SIZE", 1), least_ranks(recipe.parallel))
+    check_ranks(recipe.parallel, world, config)
     with torch.device("meta"):
         model = empty_model(config, dtype=recipe.dtype)
     bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -183,6 +185,9 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     }
     skipped = tuple(f"{kind}_" for kind in STAGES if kind not in recipe.line)
     plan = {key: value for key, value in plan.items() if not key.startswith(skipped)}
+    if world > 1:
+        shapes = [(name, tuple(one.shape)) for name, one in model.named_parameters()]
+        plan |= spread(recipe, config, shapes, world, TRAINING_BYTES)
     if recipe.stages:
         plan["stages"] = [_in_words(recipe, name) for name in recipe.line]
     return plan if recipe.grpo.start is None else plan | {"start": recipe.grpo.start}

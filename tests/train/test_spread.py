@@ -1,0 +1,42 @@
+"""The layout of a recipe for many processes, without one: what the places say, added up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from leanseek.model.transformer import Transformer
+from leanseek.settings import load_recipe
+from leanseek.stages import dry_run
+from leanseek.train.spread import spread
+
+
+def laid_out(config, world, **parallel):
+    recipe = load_recipe("laptop", {f"parallel.{key}": value for key, value in parallel.items()})
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = [(name, tuple(one.shape)) for name, one in model.named_parameters()]
+    return spread(recipe, config, shapes, world, 16), sum(one.numel() for one in model.parameters())
+
+
+def test_one_copy_shared_by_all_adds_up_to_the_model(tiny_config):
+    found, whole = laid_out(tiny_config, 2, experts=2, shards=2)
+    assert found["rank_parameters_most"] + found["rank_parameters_least"] == whole
+    assert found["rank_experts_per_layer"] == 4 and found["copies_of_experts"] == 1
+
+
+def test_nothing_is_shared_where_nobody_says_so(tiny_config):
+    found, whole = laid_out(tiny_config, 4)
+    assert found["rank_parameters_most"] == found["rank_parameters_least"] == whole
+    assert found["rank_exchanged_bytes_most"] == found["rank_gathered_bytes"] == 0
+
+
+def test_deepseek_v3_fits_on_2048_gpus():
+    """671 billion weights and the MTP layer's, the experts' among 256 ranks and so are the others."""
+    found = dry_run(load_recipe("v3-671b-2048xh800"))
+    whole = found["parameters"] + found["mtp_parameters"]
+    assert found["rank_parameters_most"] == pytest.approx(whole / 256, rel=0.01)
+    assert found["rank_parameters_least"] == pytest.approx(whole / 256, rel=0.01)
+    assert found["planned_fits"] and found["planned_rank_bytes"]["total"] < 80e9
+    assert found["pretrain_tokens"] == pytest.approx(14.8e12, rel=0.01)
+    assert 30 < found["planned_step_s"] < 70

@@ -8,6 +8,7 @@ import shlex
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from rich.text import Text
 from leanseek import variables
 from leanseek.cli.chat import printable
 from leanseek.cost.card import compared
-from leanseek.envs.environment import Problem, load_environment
+from leanseek.envs.environment import Problem, Turn, load_environment
 from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
-from leanseek.messages import Message
+from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.run import Run, model_folder
 from leanseek.units import (
     format_bytes,
@@ -35,6 +36,8 @@ from leanseek.units import (
 )
 
 ANSWER_TIMEOUT_S = 300.0
+# Replies to a question that can be followed by others; what needs more counts as wrong.
+MOST_TURNS = 32
 
 
 def demo(run: Path, *, questions: int = 4, port: int = 0) -> None:
@@ -71,23 +74,32 @@ def demo(run: Path, *, questions: int = 4, port: int = 0) -> None:
     _tell_next(console, opened, run)
 
 
-def ask(url: str, model: str, prompt: str, max_tokens: int) -> Message:
+def ask(
+    url: str, model: str, prompt: str | Sequence[Message], max_tokens: int, tools: Sequence[ToolSpec] = ()
+) -> Message:
     """Ask an OpenAI-compatible server one question, greedily.
 
     Args:
         url: of the server, without a path.
         model: its name in requests.
-        prompt: the question.
+        prompt: the question, or a conversation so far.
         max_tokens: longest reply, thinking included.
+        tools: what the model may call.
     Raises:
         ServerError: the server does not answer, or answers with an error.
     """
-    body = {
+    said = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+    body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [_sent(message) for message in said],
         "temperature": 0,
         "max_tokens": max_tokens,
     }
+    if tools:
+        body["tools"] = [
+            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.parameters}}
+            for t in tools
+        ]
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         json.dumps(body).encode(),
@@ -102,7 +114,26 @@ def ask(url: str, model: str, prompt: str, max_tokens: int) -> Message:
         raise ServerError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from None
     except OSError as error:
         raise ServerError(f"{url} does not answer ({error})") from None
-    return Message("assistant", message["content"], message.get("reasoning_content"))
+    calls = tuple(
+        ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in message.get("tool_calls") or ()
+    )
+    return Message("assistant", message["content"] or "", message.get("reasoning_content"), calls)
+
+
+def _sent(message: Message) -> dict[str, Any]:
+    """Return a message as OpenAI's protocol has it."""
+    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        sent["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        sent["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        sent["tool_call_id"] = message.tool_call_id
+    return sent
 
 
 def _examine(console: Console, url: str, model: str, run: Run, name: str, questions: int) -> None:
@@ -113,20 +144,35 @@ def _examine(console: Console, url: str, model: str, run: Run, name: str, questi
     problems = environment.problems("test", run.recipe.seed, run.recipe.levels.get(environment.name))
     right = 0
     for problem in itertools.islice(problems, questions):
-        reply = ask(url, model, problem.prompt, run.recipe.eval.max_new_tokens)
-        correct = environment.start(problem).step(reply).rewards["correct"] > 0
+        episode = environment.start(problem)
+        said = list(episode.messages)
+        turn = Turn((), False, {})
+        for _ in range(MOST_TURNS):
+            reply = ask(url, model, said, run.recipe.eval.max_new_tokens, episode.tools)
+            turn = episode.step(reply)
+            said += [reply, *turn.messages]
+            if turn.done:
+                break
+        correct = turn.rewards.get("correct", 0.0) >= 1.0
         right += correct
-        _show(console, problem, reply, correct)
+        _show(console, problem, said[len(episode.messages) :], correct)
     console.print(f"{right} of {questions} right")
 
 
-def _show(console: Console, problem: Problem, reply: Message, correct: bool) -> None:
+def _show(console: Console, problem: Problem, said: Sequence[Message], correct: bool) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("question", Text(problem.prompt))
-    if reply.reasoning_content:
-        grid.add_row("thinking", Text(printable(reply.reasoning_content), style="dim"))
+    for message in said:
+        if message.role != "assistant":
+            grid.add_row(message.role, Text(printable(message.content)))
+            continue
+        if message.reasoning_content:
+            grid.add_row("thinking", Text(printable(message.reasoning_content), style="dim"))
+        for call in message.tool_calls:
+            grid.add_row("call", Text(printable(f"{call.name} {call.arguments}")))
     mark = ("right", "green") if correct else ("wrong", "red")
-    grid.add_row("answer", Text.assemble((printable(reply.content.strip()) or "(none)", "bold"), "  ", mark))
+    answer = next((message.content for message in reversed(said) if message.role == "assistant"), "")
+    grid.add_row("answer", Text.assemble((printable(answer.strip()) or "(none)", "bold"), "  ", mark))
     console.print()
     console.print(grid)
 

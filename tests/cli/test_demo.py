@@ -6,11 +6,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from rich.console import Console
 
 from leanseek.checkpoint.directory import save_model
-from leanseek.cli.demo import ask, demo, program
+from leanseek.cli.demo import _examine, ask, demo, program
 from leanseek.envs.environment import load_environment
 from leanseek.errors import CheckpointError, RunError, ServerError, UsageError
+from leanseek.messages import Message, ToolCall
 from leanseek.run import Run
 from leanseek.settings import Recipe
 
@@ -106,3 +108,24 @@ def test_program(monkeypatch):
     ):
         monkeypatch.setattr(sys, "argv", [called])
         assert program() == expected
+
+
+def test_a_tool_loop_is_gone_through(tmp_path, capsys, monkeypatch):
+    """The calls of a reply are done, and their results asked with, until there is an answer."""
+    made = Run.create(tmp_path / "tools", Recipe(environments=("tool_use",), levels={"tool_use": (1,)}))
+    heard = []
+
+    def answer(url, model, said, max_tokens, tools):
+        heard.append([message.role for message in said])
+        assert {tool.name for tool in tools} == {"calculator", "python"}
+        if said[-1].role == "tool":
+            return Message("assistant", said[-1].content, "read it")
+        expression = said[-1].content.removeprefix("What is ").removesuffix("?")
+        call = ToolCall("call_0", "calculator", json.dumps({"expression": expression}))
+        return Message("assistant", "", "work it out", (call,))
+
+    monkeypatch.setattr("leanseek.cli.demo.ask", answer)
+    _examine(Console(), "", "", made, "tool_use", 2)
+    out = capsys.readouterr().out
+    assert "2 of 2 right" in out and "calculator" in out and "read it" in out
+    assert heard == [["user"], ["user", "assistant", "tool"]] * 2

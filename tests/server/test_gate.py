@@ -5,6 +5,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from leanseek.errors import UsageError
+from leanseek.server import gate
 from leanseek.server.gate import Gate, is_loopback, read_keys
 
 
@@ -29,6 +30,21 @@ def test_with_keys_only_a_known_one_opens():
         assert answer.headers["www-authenticate"] == "Bearer"
     for header in ("Bearer alpha", "bearer beta", "Bearer  alpha "):
         assert client.get("/v1/models", headers={"authorization": header}).text == "in"
+
+
+def test_every_key_is_compared_in_constant_time_whichever_fits(monkeypatch):
+    compared, compare = [], gate.hmac.compare_digest
+
+    def note(given, known):
+        compared.append(known)
+        return compare(given, known)
+
+    monkeypatch.setattr(gate.hmac, "compare_digest", note)
+    client = open_gate("alpha", "beta", "gamma")
+    for key, status in (("alpha", 200), ("gamma", 200), ("delta", 401), ("", 401)):
+        compared.clear()
+        assert client.get("/v1/models", headers={"x-api-key": key}).status_code == status
+        assert compared == [b"alpha", b"beta", b"gamma"]
 
 
 def test_health_and_page_need_no_key():

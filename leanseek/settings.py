@@ -139,8 +139,26 @@ class TrainSettings(Settings):
         return first
 
 
-class SftSettings(TrainSettings):
-    """Cold start: supervised fine-tuning on worked solutions."""
+class LoraSettings(TrainSettings):
+    """Training in full, or by low-rank updates."""
+
+    lora_rank: int = Field(0, ge=0, description="rank of low-rank updates; 0: all weights are trained in full")
+    lora_alpha: float = Field(32.0, gt=0, description="low-rank updates are multiplied by this over their rank")
+    lora_targets: tuple[str, ...] = Field((), description="layers that get them, as q_proj; empty: every Linear")
+
+
+class TuneSettings(LoraSettings):
+    """Training on a file of one's own."""
+
+    data: str | None = Field(None, description="your own .jsonl file, learnt from (docs/guides/fine-tuning.md)")
+    passes: float = Field(3.0, gt=0, description="data: times that it is read, without steps and minutes")
+    held_out: float = Field(0.05, ge=0, lt=1, description="data: share kept aside to measure by; 0: none")
+    longest: int | None = Field(None, ge=8, description="data: most tokens of a line; None: the model's context")
+    too_long: Literal["refuse", "cut"] = Field("refuse", description="data: longer ones are refused, or lose their end")
+
+
+class SftSettings(TuneSettings):
+    """Cold start: supervised fine-tuning on worked solutions, or on conversations of one's own."""
 
     traces_per_environment: int = Field(500, ge=1, description="worked solutions per task")
     traces: str | None = Field(
@@ -151,7 +169,7 @@ class SftSettings(TrainSettings):
     development_problems: int = Field(96, ge=1, description="problems per task that this accuracy is measured on")
 
 
-class GrpoSettings(TrainSettings):
+class GrpoSettings(LoraSettings):
     """Reinforcement learning with verifiable rewards."""
 
     start: str | None = Field(None, description="model folder to start from, in place of the SFT stage's model")
@@ -220,9 +238,6 @@ class GrpoSettings(TrainSettings):
     )
     replay_routing: bool = Field(True, description="train on the experts that sampling chose")
     sort_by_length: bool = Field(False, description="share a step among workers longest groups first, evenly")
-    lora_rank: int = Field(0, ge=0, description="rank of low-rank updates; 0: all weights are trained in full")
-    lora_alpha: float = Field(32.0, gt=0, description="low-rank updates are multiplied by this over their rank")
-    lora_targets: tuple[str, ...] = Field((), description="layers that get them, as q_proj; empty: every Linear")
     development_problems: int = Field(96, ge=1, description="problems per task of the accuracy shown on the way")
 
     @field_validator("overlong_tokens")

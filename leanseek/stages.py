@@ -23,6 +23,7 @@ from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
 from leanseek.cost.rates import load_rates
 from leanseek.data.contamination import Contamination, contamination
+from leanseek.data.dialogues import read_dialogues
 from leanseek.data.shards import provenance, read_index
 from leanseek.data.tokens import adopt_shards, load_corpus, recipe_documents, tokenise, train_tokenizer
 from leanseek.data.traces import TRACE_SEED
@@ -54,6 +55,7 @@ from leanseek.train.ranks import Ranks, join
 from leanseek.train.sft import sft
 from leanseek.train.spread import spread
 from leanseek.train.stage import Stage
+from leanseek.train.tune import tune
 from leanseek.units import format_seconds
 from leanseek.variables import torchrun
 
@@ -272,7 +274,10 @@ class _Line:
         return pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
 
     def _sft(self, name: str, charge: Charge) -> dict[str, Any]:
-        problems = self.recipe.settings_of(name, SftSettings).development_problems
+        settings = self.recipe.settings_of(name, SftSettings)
+        if settings.data is not None:
+            return tune(self._stage(name, charge))
+        problems = settings.development_problems
         return sft(self._stage(name, charge), self._tasks(name), self._watch(name, problems))
 
     def _grpo(self, name: str, charge: Charge) -> dict[str, Any]:
@@ -422,6 +427,8 @@ def _check(recipe: Recipe) -> None:
     for task in tasks:
         load_environment(task)
     for name, kind in recipe.line.items():
+        if kind == "sft" and (own := recipe.settings_of(name, SftSettings).data) is not None:
+            read_dialogues(own)
         if kind == "grpo":
             settings = recipe.settings_of(name, GrpoSettings)
             check_rubric(settings.rubric)

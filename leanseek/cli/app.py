@@ -23,7 +23,7 @@ COMMANDS = {
     "data": ("leanseek.cli.data:data", "Make token shards of text of any size, for pretraining."),
     "tokenizer": ("leanseek.cli.stage:tokenizer", "The line up to the corpus and the tokenizer."),
     "pretrain": ("leanseek.cli.stage:pretrain", "The line up to the base model."),
-    "sft": ("leanseek.cli.stage:sft", "The line up to fine-tuning on worked solutions."),
+    "sft": ("leanseek.cli.stage:sft", "Fine-tune a model on your own conversations, or on worked solutions."),
     "grpo": ("leanseek.cli.stage:grpo", "The line up to reinforcement learning."),
     "distill": ("leanseek.cli.distill:distill", "Teach a student what a teacher knows: a model, or a server."),
     "eval": ("leanseek.cli.eval:eval_", "Measure a model on held-out problems."),

@@ -10,7 +10,7 @@ from leanseek.errors import UsageError, nearest
 from leanseek.settings import OPEN, Recipe, dotted_keys
 
 # What the commands that take settings have of their own. The first ones take a value.
-VALUED = ("--run", "--env", "--teacher", "--method")
+VALUED = ("--run", "--env", "--teacher", "--method", "--data")
 FLAGS = ("--fresh", "--resume", "--dry-run", "--json", "--help", "-h", "--version")
 # Settings that are lists: given as a,b or several times.
 LISTS = (
@@ -20,6 +20,7 @@ LISTS = (
     "data.sources",
     "data.weights",
     "grpo.lora_targets",
+    "sft.lora_targets",
     "distill.teachers",
 )
 

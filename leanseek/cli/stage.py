@@ -9,8 +9,8 @@ from leanseek.cli.make import Options, Settings, work
 from leanseek.errors import UsageError
 from leanseek.run import Run, model_folder
 
-# Recipe of a run that starts from a model folder, where none is named.
-STARTED = "reasoner"
+# Recipes of runs that start from a model folder, where none is named: on tasks, and on data of one's own.
+STARTED, TUNED = "reasoner", "tuner"
 
 
 def tokenizer(recipe: str | None = None, *, options: Options = Options(), settings: Settings) -> None:
@@ -39,17 +39,23 @@ def pretrain(recipe: str | None = None, *, options: Options = Options(), setting
     work("pretrain", "pretrain", recipe, options, settings)
 
 
-def sft(recipe: str | None = None, *, options: Options = Options(), settings: Settings) -> None:
-    """Fine-tune the base model on worked solutions, after the stages before it if they are lacking.
+def sft(
+    recipe: str | None = None, *, data: Path | None = None, options: Options = Options(), settings: Settings
+) -> None:
+    """Fine-tune a model on your own conversations; or the base model on worked solutions, as a part of the line.
 
-    Any setting is an option, --train.X being --sft.X; `leanseek recipes --settings` lists them.
+    With --model FOLDER it starts from that model: a run folder, or any model folder that loads. The recipe is then
+    tuner. Each line of the data is an object with "messages" as OpenAI's API has them, and "tools" if there are any;
+    what the assistant says is learnt. Any setting is an option, --train.X being --sft.X; `leanseek recipes --settings`
+    lists them.
 
-    Example: leanseek sft laptop --run runs/mine --train.traces_per_environment 1000
+    Example: leanseek sft --model runs/laptop --data conversations.jsonl --run runs/mine --train.lora_rank 8
 
     Args:
         recipe: Name of a recipe, or path of a TOML file; without it, the run's own, or laptop.
+        data: JSONL file of conversations.
     """
-    work("sft", "sft", recipe, options, settings)
+    work("sft", "sft", *_on_data("sft", data, recipe, options, settings))
 
 
 def grpo(
@@ -72,12 +78,32 @@ def grpo(
         if "environments" in settings:
             raise UsageError("--env and --environments say the same: give one of them")
         settings["environments"] = [name for names in env for name in names.split(",")]
+    work("grpo", "grpo", *_from_folder(STARTED, recipe, options, settings))
+
+
+def _from_folder(
+    usual: str, recipe: str | None, options: Options, settings: Settings
+) -> tuple[str | None, Options, Settings]:
+    """Return what a run is made with, where --model is a folder that it starts from: by a recipe `usual` for that."""
     model = settings.get("model")
     if model is not None and Path(model).is_dir():
         start = model_folder(model).resolve()
-        settings |= {"model": str(start / "config.json"), "grpo.start": str(start)}
+        settings = settings | {"model": str(start / "config.json"), "grpo.start": str(start)}
         if recipe is None:
-            folder = options.run or Path("runs") / STARTED
+            folder = options.run or Path("runs") / usual
             options = replace(options, run=folder)
-            recipe = None if Run.is_run(folder) and not options.fresh else STARTED
-    work("grpo", "grpo", recipe, options, settings)
+            recipe = None if Run.is_run(folder) and not options.fresh else usual
+    return recipe, options, settings
+
+
+def _on_data(
+    stage: str, data: Path | None, recipe: str | None, options: Options, settings: Settings
+) -> tuple[str | None, Options, Settings]:
+    """Return the same where there may be a file to learn from."""
+    settings = dict(settings)
+    if data is not None:
+        settings[f"{stage}.data"] = str(data.resolve())
+    found = _from_folder(TUNED, recipe, options, settings)
+    if found[0] == TUNED and f"{stage}.data" not in settings:
+        raise UsageError("what is to be learnt? give --data FILE, a conversation in each line of it")
+    return found

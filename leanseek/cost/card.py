@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanseek.cost.energy import describe_meter
-from leanseek.cost.fields import carbon_of, fields_table, last_model
+from leanseek.cost.fields import carbon_of, fields_table, last_model, own_data
 from leanseek.units import (
     format_bytes,
     format_count,
@@ -94,7 +94,7 @@ def model_card(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """
     sections = (
         f"# {_text(recipe.get('name') or 'leanseek model')}",
-        _what_it_is(summary),
+        _what_it_is(summary, recipe),
         _what_it_can(summary, compared(recipe)),
         _how_it_was_made(summary, recipe),
         _data(summary, recipe),
@@ -167,7 +167,7 @@ def share_with_interval(share: float | None, interval: Sequence[float] | None = 
     return f"{format_percent(share)} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
 
 
-def _what_it_is(summary: Mapping[str, Any]) -> str:
+def _what_it_is(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     model = summary.get("model", {})
     size = ""
     if model.get("parameters"):
@@ -179,6 +179,12 @@ def _what_it_is(summary: Mapping[str, Any]) -> str:
     if machine.get("processor"):
         cores = f", {machine['cores']} cores" if machine.get("cores") else ""
         made_on = f" It was made on one machine ({_text(machine['processor'])}{cores})."
+    if started := (recipe.get("grpo") or {}).get("start"):
+        shape = f" ({_text(model['architecture'])})" if model.get("architecture") else ""
+        own = stage_titles(recipe) if recipe.get("stages") else STAGE_TITLES
+        done = [own[stage] for stage in own if stage != "eval" and (summary.get(stage) or {}).get("done")]
+        further = f" by {', '.join(done)}" if done else ""
+        return f"A language model{shape}{size}, trained further{further} with leanseek from {_text(started)}.{made_on}"
     return (
         f"A language model of the DeepSeek-V3 architecture{size}, made from nothing by leanseek: corpus, tokenizer, "
         "pretraining, supervised fine-tuning on worked solutions, and reinforcement learning with verifiable "
@@ -264,7 +270,9 @@ def _how_it_was_made(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> s
 def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     sources = (recipe.get("data") or {}).get("sources") or ()
     environments = ", ".join(_text(name) for name in recipe.get("environments") or ())
-    if sources:
+    if started := (recipe.get("grpo") or {}).get("start"):
+        corpus = f"What {_text(started)} was trained on, its own card tells."
+    elif sources:
         corpus = f"Pretraining text: {', '.join(_text(source) for source in sources)}, given by whoever made the model."
     elif texts := (summary.get("tokenizer") or {}).get("texts"):
         lines = [f"- {_text(text['source'])}: {_text(text.get('license') or 'licence not told')}" for text in texts]
@@ -278,7 +286,12 @@ def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         )
     tasks = f" SFT and GRPO use generated problems of {environments}." if environments else ""
     taught = [line for stage in summary.values() if isinstance(stage, Mapping) for line in _taught(stage)]
-    return "\n\n".join([f"## Data\n\n{corpus}{tasks}", *taught])
+    given = [
+        f"Fine-tuned on {_text(own['file'])}, given by whoever made the model: {own['lines']:,} conversations, SHA-256 "
+        f"`{own['sha256']}`."
+        for own in own_data(summary)
+    ]
+    return "\n\n".join([f"## Data\n\n{corpus}{tasks}", *given, *taught])
 
 
 def _taught(stage: Mapping[str, Any]) -> list[str]:

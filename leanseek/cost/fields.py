@@ -102,18 +102,25 @@ def _licence(summary: Facts, recipe: Facts) -> str:
     return str((recipe.get("card") or {}).get("license") or "")
 
 
+def own_data(summary: Facts) -> list[dict[str, Any]]:
+    """Return the files of the user's own that stages were fine-tuned on: name, SHA-256 and lines of each."""
+    stages = [stage for stage in summary.values() if isinstance(stage, Mapping)]
+    return [dict(stage["data"]) for stage in stages if isinstance(stage.get("data"), Mapping)]
+
+
 def _data(summary: Facts, recipe: Facts) -> str:
     sources = (recipe.get("data") or {}).get("sources") or ()
     sources = sources or [text["source"] for text in (summary.get("tokenizer") or {}).get("texts") or ()]
-    own = f"{', '.join(map(str, sources))}, given by whoever made the model" if sources else "made by seeded code"
+    files = [*map(str, sources), *(str(own["file"]) for own in own_data(summary))]
+    own = f"{', '.join(files)}, given by whoever made the model" if files else "made by seeded code"
     start = (recipe.get("grpo") or {}).get("start")
     before = f"; and whatever {start} was trained on, of which its own card tells" if start else ""
     tasks = ", ".join(recipe.get("environments") or ())
-    return f"text {own}; problems of {tasks}, made by seeded code{before}"
+    return f"text {own}" + (f"; problems of {tasks}, made by seeded code" if tasks else "") + before
 
 
 def _data_licence(summary: Facts, recipe: Facts) -> str:
-    if (recipe.get("data") or {}).get("sources"):
+    if (recipe.get("data") or {}).get("sources") or own_data(summary):
         return str((recipe.get("card") or {}).get("data_license") or "")
     if texts := (summary.get("tokenizer") or {}).get("texts"):
         told = sorted({str(text.get("license") or "") for text in texts})

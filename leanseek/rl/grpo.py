@@ -20,13 +20,12 @@ from leanseek.model.transformer import Transformer
 from leanseek.rl.agreement import agreement_of
 from leanseek.rl.cluster import Cluster
 from leanseek.rl.judge import Judge
-from leanseek.rl.lora import Lora
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import COPIES, Seat, Stream, copy_of
-from leanseek.settings import GrpoSettings, OptimiserSettings
+from leanseek.settings import GrpoSettings
+from leanseek.train.lora import optimiser_of
 from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import GroupBatch, Grpo
-from leanseek.train.optimisers import Optimiser
 from leanseek.train.stage import Stage
 
 # From which distance on bad replies are left out where samples are stale and the settings do not say; nats a token.
@@ -68,8 +67,8 @@ def grpo(
         judge = Judge(settings)
         stage.run.update(stage.name, {"judge": judge.described})
     rollouts = Rollouts(engine, environments, recipe.levels, settings, recipe.seed, stage.meter, recipe.efforts, judge)
-    optimiser = Optimiser if not settings.lora_rank else _lora(settings, recipe.seed)
-    before = _before(stage, model, evaluate) if settings.start is not None else {}
+    optimiser = optimiser_of(settings, recipe.seed)
+    before = stage.measured_before(lambda: evaluate(model)) if settings.start is not None else {}
     latest: dict[str, float] = {}
     rule = agreement_of(settings, recipe.dtype)
 
@@ -158,20 +157,6 @@ def _from_afar(model: Transformer, rollouts: Rollouts, cluster: Cluster) -> Call
         return remote.batch(step)
 
     return batch
-
-
-def _lora(settings: GrpoSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:
-    rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
-    return lambda model, own: Lora(model, own, rank=rank, alpha=alpha, targets=targets, seed=seed)
-
-
-def _before(stage: Stage, model: Transformer, evaluate: Callable[[Transformer], dict[str, float]]) -> dict[str, float]:
-    """Return what the model could do before the first step, measured once and written down at once."""
-    known = stage.run.summary.get(stage.name, {}).get("before")
-    if known is None:
-        known = evaluate(model)
-        stage.run.update(stage.name, {"before": known})
-    return dict(known)
 
 
 def _tell(before: Mapping[str, float], after: Mapping[str, float], problems: int) -> None:

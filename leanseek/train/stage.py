@@ -116,6 +116,14 @@ class Stage:
         config = self.config.replace(bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id)
         return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
 
+    def measured_before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return what the model was like before the first step, measured once and written down at once."""
+        known = self.run.summary.get(self.name, {}).get("before")
+        if known is None:
+            known = measure()
+            self.run.update(self.name, {"before": known})
+        return dict(known)
+
     def conversations(self, given: str) -> list[Example]:
         """Return what a stage of kind traces kept, or a file of replies has, as examples that fit the model's context.
 
@@ -150,6 +158,8 @@ class Stage:
         batches: Batches,
         hooks: dict[str, Any],
         optimiser: Callable[[Transformer, OptimiserSettings], Optimiser] = Optimiser,
+        *,
+        steps: int | None = None,
     ) -> Trainer:
         """Train with this stage's settings, going on from its last checkpoint if it has one.
 
@@ -159,12 +169,14 @@ class Stage:
             batches: step -> batch.
             hooks: `validate` and `enough` of `trainer.Hooks`, if wanted.
             optimiser: as `Trainer`.
+            steps: how many; None: as the settings say.
         """
+        settings = self.settings if steps is None else self.settings.model_copy(update={"steps": steps})
         trainer: Trainer
         if self.ranks is None:
-            trainer = Trainer(model, objective, self.settings, self.meter, self.workers, optimiser)
+            trainer = Trainer(model, objective, settings, self.meter, self.workers, optimiser)
         else:
-            trainer = ParallelTrainer(self.ranks, model, objective, self.settings, self.meter)
+            trainer = ParallelTrainer(self.ranks, model, objective, settings, self.meter)
         writes = self.ranks is None or self.ranks.first
         folder = self.run.latest(self.name)
         if folder is not None:

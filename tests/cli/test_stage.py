@@ -62,6 +62,18 @@ def test_reinforcement_from_a_model_folder_on_a_task(planned, tmp_path, monkeypa
     assert second.grpo.cold_start and stages_of(second) == ("sft", "grpo", "eval")
 
 
+def test_fine_tuning_of_a_model_folder_on_a_file(planned, tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, "given", tiny_tokenizer)
+    assert main(["sft", "--model", "given", "--data", "mine.jsonl", "--train.lora_rank", "8"]) == 0
+    ((run, until),) = planned
+    recipe = run.recipe
+    assert until == "sft" and run.folder.resolve() == tmp_path / "runs" / "tuner" and recipe.name == "tuner"
+    assert stages_of(recipe) == ("sft", "eval") and recipe.grpo.start == str(tmp_path / "given")
+    assert recipe.sft.data == str(tmp_path / "mine.jsonl") and recipe.sft.lora_rank == 8
+    assert main(["sft", "--run", "runs/tuner"]) == 0 and planned[1][0].recipe == recipe
+
+
 def test_a_recipe_that_is_named_is_taken_and_presets_are_models_too(planned, tmp_path, tiny_model, tiny_tokenizer):
     save_model(tiny_model, tmp_path / "given", tiny_tokenizer)
     run = ["--run", str(tmp_path / "run")]
@@ -84,6 +96,9 @@ def test_a_plan_from_a_model_folder_has_no_pretraining(tmp_path, tiny_model, tin
     ("words", "said"),
     [
         (["grpo", "--env", "a", "--environments", "b"], "--env and --environments say the same"),
+        (["sft", "--model", "given"], "what is to be learnt? give --data FILE"),
+        (["sft", "--model", "given", "--data", "gone.jsonl"], "gone.jsonl: there is no such file"),
+        (["sft", "--model", "given", "--data", "x", "--train.too_long", "maybe"], "sft.too_long = 'maybe'"),
         (["grpo", "--model", "."], "neither a run folder (recipe.toml) nor a model folder (config.json)"),
         (["grpo", "--model", "given", "--env", "largst"], "did you mean largest"),
         (["grpo", "--train.overlong_tokens", "90"], "at most max_new_tokens = 80 is accepted"),

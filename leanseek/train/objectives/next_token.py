@@ -75,11 +75,12 @@ def cross_entropy(model: Transformer, hidden_TD: Tensor, targets_T: Tensor, most
 
 
 @torch.no_grad()
-def mean_loss(model: Transformer, batches: list[Batch]) -> float:
+def mean_loss(model: Transformer, batches: list[Batch], most_logits: int | None = None) -> float:
     """Return the mean next-token loss in nats over batches, each target weighing the same."""
     total, count = 0.0, 0
     for batch in batches:
         targets = int((batch.targets_T != IGNORED).sum())
-        total += float(cross_entropy(model, model(batch.tokens_T, batch.segments), batch.targets_T)) * targets
+        hidden_TD = model(batch.tokens_T, batch.segments)
+        total += float(cross_entropy(model, hidden_TD, batch.targets_T, most_logits)) * targets
         count += targets
     return total / max(count, 1)

@@ -7,7 +7,7 @@ optimiser's state, and the gradients of all layers that are not adapted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from leanseek.errors import ConfigError, nearest
 from leanseek.model.layers import Linear
 from leanseek.model.transformer import Transformer
-from leanseek.settings import OptimiserSettings
+from leanseek.settings import LoraSettings, OptimiserSettings
 from leanseek.train.optimisers import Optimiser
 
 
@@ -112,6 +112,19 @@ class Lora:
             b.copy_(state["b"][name])
 
 
+def optimiser_of(settings: LoraSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:
+    """Return what makes a stage's optimiser: a Lora where it has a rank, else an ordinary one.
+
+    Args:
+        settings: of the stage.
+        seed: of the updates.
+    """
+    if not settings.lora_rank:
+        return Optimiser
+    rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+    return lambda model, own: Lora(model, own, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+
 def _chosen(model: Transformer, targets: Sequence[str]) -> dict[str, Linear]:
     """Return the layers to adapt by the names of their weights."""
     mtp = f"model.layers.{model.config.num_hidden_layers}."
@@ -125,10 +138,10 @@ def _chosen(model: Transformer, targets: Sequence[str]) -> dict[str, Linear]:
     for target in targets:
         if target not in kinds:
             raise ConfigError(
-                f"grpo.lora_targets has {target!r}, which is not a layer of this model{nearest(target, kinds)}; "
+                f"lora_targets has {target!r}, which is not a layer of this model{nearest(target, kinds)}; "
                 f"it has {', '.join(sorted(kinds))}"
             )
         if target == "lm_head" and model.config.tie_word_embeddings:
-            raise ConfigError("grpo.lora_targets has 'lm_head', but this model's head is its embedding: leave it out")
+            raise ConfigError("lora_targets has 'lm_head', but this model's head is its embedding: leave it out")
     wanted = set(targets) or kinds - {"lm_head"}
     return {f"{name}.weight": layer for name, layer in layers.items() if name.rpartition(".")[2] in wanted}

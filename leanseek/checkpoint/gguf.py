@@ -170,6 +170,9 @@ def write_gguf(
     read: Read,
     folder: Path,
     kind: str,
+    *,
+    types: Callable[[Any, Piece], Any] | None = None,
+    blocks: Callable[[Piece, Any], Any] | None = None,
 ) -> None:
     """Write a model as a GGUF file, tensor by tensor: memory holds one tensor of it at a time.
 
@@ -179,6 +182,8 @@ def write_gguf(
         read: gives the checkpoint's tensors.
         folder: with tokenizer.json and tokenizer_config.json.
         kind: "f16", "q8_0" or "q4_0"; where rows cannot be cut into blocks of 32, and for vectors, f16 and fp32.
+        types: gives the type of a tensor in place of `kind`'s (of the package, and the tensor).
+        blocks: gives a tensor's bytes as they are to be, of its type; None: what `read` gives is quantised.
     Raises:
         UsageError: an unknown kind, a model that llama.cpp cannot run, or no `gguf` package.
         CheckpointError: the tokenizer is not byte-level BPE.
@@ -190,10 +195,10 @@ def write_gguf(
     writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
     _describe(writer, gguf, config, folder.name)
     _vocabulary(writer, gguf, config, folder)
-    types = {piece.name: _type(gguf, piece, kind) for piece in plan}
+    forms = {piece.name: types(gguf, piece) if types is not None else _type(gguf, piece, kind) for piece in plan}
     for piece in plan:
-        form = types[piece.name]
-        quantised = form.name.startswith("Q")
+        form = forms[piece.name]
+        quantised = form.name not in ("F16", "F32")
         shape = gguf.quant_shape_to_byte_shape(piece.shape, form) if quantised else piece.shape
         dtype = np.dtype(np.uint8 if quantised else np.float16 if form.name == "F16" else np.float32)
         writer.add_tensor_info(piece.name, shape, dtype, _bytes(gguf, piece, form), form)
@@ -202,7 +207,9 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for piece in plan:
-            writer.write_tensor_data(_data(gguf, config, piece, read, types[piece.name]))
+            form = forms[piece.name]
+            data = blocks(piece, form) if blocks is not None else _data(gguf, config, piece, read, form)
+            writer.write_tensor_data(data)
         for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -18,13 +19,32 @@ import torch
 T = TypeVar("T")
 # More workers than this would wait for Python's one interpreter lock.
 MOST_WORKERS = 8
+# Where a container finds its limits: the second version's files, or the first's in a folder of each kind.
+CGROUPS = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def available_threads() -> int:
-    """Return how many threads this process may run at once."""
+    """Return how many threads this process may run at once: its cores, and no more than its container's share of time.
+
+    A share of 1.5 cores gives one thread: a second would be put aside for a third of the time, and be waited for.
+    """
     process = psutil.Process()
-    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    share = _cpu_share(CGROUPS)
+    return cores if share is None else max(1, min(cores, int(share)))
+
+
+def _cpu_share(folder: Path) -> float | None:
+    """Return the cores' time that a container may use, in cores; None: as much as there is."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None  # no such limit, or "max"
 
 
 def share_out(threads: int | None, device: str) -> int:

@@ -1,0 +1,105 @@
+"""What packed weights cost in quality: int8 and int4 against the same model in bf16, and both against fp32.
+
+Random layers of DeepSeek-V2-Lite's widths (embedding and head cut to 8,192 tokens, so that it fits), and a trained
+model if one is given: relative error of the logits, KL divergence of the next token's distribution, and on the trained
+one bits per byte of its own validation text if its run has any.
+
+    python bench/quantised.py --model runs/laptop
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rows import arguments, publish, row
+
+TOKENS = 512
+
+
+def compare(wanted_TW: Any, found_TW: Any) -> dict[str, float]:
+    """Return relative error, mean KL divergence in nats, and how often the likeliest token is the same."""
+    import torch.nn.functional as F
+
+    wanted, found = wanted_TW.float(), found_TW.float()
+    log_wanted, log_found = F.log_softmax(wanted, -1), F.log_softmax(found, -1)
+    return {
+        "logit_error": float((found - wanted).norm() / wanted.norm()),
+        "kl": float((log_wanted.exp() * (log_wanted - log_found)).sum(-1).mean()),
+        "same_first": float((wanted.argmax(-1) == found.argmax(-1)).float().mean()),
+    }
+
+
+def loss(logits_TW: Any, tokens_T: Any) -> float:
+    """Return the mean negative log-likelihood of each next token."""
+    import torch.nn.functional as F
+
+    return float(F.cross_entropy(logits_TW[:-1].float(), tokens_T[1:]))
+
+
+def measure(name: str, folder: Path, tokens_T: Any, options: Any, trained: bool) -> None:
+    import torch
+
+    from leanseek.checkpoint.packed import open_model
+    from leanseek.model.segments import Segments
+
+    logits: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as cache, torch.inference_mode():
+        os.environ["XDG_CACHE_HOME"] = cache
+        for form in ("fp32", "bf16", "int8", "int4"):
+            model = open_model(folder, form)
+            logits[form] = model.logits(model(tokens_T, Segments.single(len(tokens_T)))).float()
+            del model
+    for form in ("bf16", "int8", "int4"):
+        against = "fp32"
+        found = compare(logits[against], logits[form])
+        to_bf16 = compare(logits["bf16"], logits[form])
+        more: dict[str, Any] = {f"{key}_to_bf16": value for key, value in to_bf16.items() if form != "bf16"}
+        more |= {key: value for key, value in found.items() if key != "logit_error"}
+        if trained:
+            before, after = loss(logits["fp32"], tokens_T), loss(logits[form], tokens_T)
+            more["perplexity_change"] = float(torch.tensor(after - before).exp() - 1)
+        work = f"{name}: logits in {form} against {against}"
+        publish("quantised", row(work, "relative error", [found["logit_error"]], less_is_better=True, **more), options)
+
+
+def main() -> None:
+    parser = arguments(__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, help="a trained model's folder, or its run")
+    options = parser.parse_args()
+    import torch
+
+    from leanseek.checkpoint.directory import save_model
+    from leanseek.model.config import load_preset
+    from leanseek.model.initialise import initialise
+    from leanseek.model.transformer import Transformer
+    from leanseek.run import model_folder
+
+    generator = torch.Generator().manual_seed(0)
+    layers, experts = (2, 8) if options.quick else (3, 32)
+    changes = {"num_hidden_layers": layers, "vocab_size": 8192, "n_routed_experts": experts}
+    changes |= {"bos_token_id": 0, "eos_token_id": 1}
+    config = load_preset("deepseek-v2-lite").replace(**changes)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(initialise(Transformer(config), 0), Path(folder) / "model")
+        tokens_T = torch.randint(2, 8192, (64 if options.quick else TOKENS,), generator=generator)
+        measure(f"random, V2-Lite's widths, {layers} layers", Path(folder) / "model", tokens_T, options, False)
+    if options.model is not None:
+        from leanseek.envs.environment import load_environment
+        from leanseek.tokens.tokenizer import Tokenizer
+
+        source = model_folder(options.model)
+        tokenizer = Tokenizer.load(source)
+        environment, rng = load_environment("running_total"), random.Random(0)
+        problems = itertools.islice(environment.problems("test", 0), 40)
+        texts = [environment.worked(problem, rng) + "\n" for problem in problems]
+        ids = [i for text in texts for i in tokenizer.encode(text)]
+        measure(f"{options.model.name}, trained", source, torch.tensor(ids[: TOKENS * 2]), options, True)
+
+
+if __name__ == "__main__":
+    main()

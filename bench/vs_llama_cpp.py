@@ -187,8 +187,8 @@ class Ours:
 
 
 def best(settings: list[tuple[Any, ...]], rate: Callable[..., float]) -> tuple[Any, ...]:
-    """Return the settings with the highest rate."""
-    return max(settings, key=lambda one: rate(*one))
+    """Return the settings with the highest rate; of one alone it is not asked."""
+    return settings[0] if len(settings) == 1 else max(settings, key=lambda one: rate(*one))
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def main() -> None:
     def tell(work: str, kind: str, ours_s: list[float], peer_s: list[float], setting: tuple[Any, ...]) -> None:
         names = dict(zip(("repacked", "threads", "flash", "ubatch"), setting, strict=True))
         found = row(
-            f"{PRESET}, {form} against {options.format}: {work}",
+            f"{cut}{PRESET}, {form} against {options.format}: {work}",
             "tokens/s",
             ours_s,
             peer_s,
@@ -248,7 +248,8 @@ def main() -> None:
 
         # Weights of one kind after the other: each change loads the file again.
         choices = [(r, t, f, u) for r in (True, False) for t in counts[-1:] for f in (0, 1) for u in UBATCHES]
-        setting = best([one for one in choices if one[3] <= max(length, 256)], rate)
+        choices = [one for one in choices if one[3] <= max(length, 256)]
+        setting = best(choices[:1] if options.quick else choices, rate)
         peer.open(*setting, room=length + 64, streams=1)
         ours.read(prompt)
         sides = {"ours": lambda p=prompt: len(p) / ours.read(p), "peer": lambda p=prompt: len(p) / peer.read(p)}
@@ -268,7 +269,8 @@ def main() -> None:
             peer.draw()
             return peer.draw()
 
-        setting = best(list(itertools.product((True, False), counts, (0, 1), (512,))), rate)
+        choices = list(itertools.product((True, False), counts, (0, 1), (512,)))
+        setting = best(choices[-1:] if options.quick else choices, rate)
         peer.open(*setting, room=room, streams=streams)
         peer.begin(prompt, streams)
         ours.begin(prompt, streams, (count + 2) * STEPS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import inspect
 import json
+import pickle
 import random
 import re
 import sysconfig
@@ -28,10 +30,11 @@ _EVALUATES = re.compile(r"\beval\(answer|parse_expr\(|\bexec\(")
 # The package brings numpy and sympy with it, which take their time to load.
 LIMITS = sandbox.Limits(seconds=30.0, cpu_seconds=20, memory_bytes=4 << 30)
 _SCORER = """
-import json, sys
+import base64, json, pickle, sys
 sys.path[:0] = given["packages"]
 import reasoning_gym
-entry = (dataset := reasoning_gym.create_dataset(given["name"], seed=given["seed"], size=1))[0]
+dataset = reasoning_gym.create_dataset(given["name"], seed=given["seed"], size=1)
+entry = pickle.loads(base64.b64decode(given["entry"]))  # made by us, outside
 print(json.dumps({"score": float(dataset.score_answer(given["answer"], entry))}))
 """
 
@@ -117,7 +120,9 @@ class ReasoningGym(Environment):
     @staticmethod
     def _scored_apart(data: Mapping[str, Any], answer: str) -> bool:
         packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-        given = {"name": data["task"], "seed": data["seed"], "answer": answer, "packages": packages}
+        # The entry itself goes along: some tasks make another one of the same seed in another process.
+        entry = base64.b64encode(pickle.dumps(data["entry"].values)).decode()
+        given = {"name": data["task"], "seed": data["seed"], "answer": answer, "packages": packages, "entry": entry}
         result = sandbox.run(_SCORER, given, LIMITS, folders=packages)
         try:
             # The last line: what the answer printed on its way is before it.

@@ -33,9 +33,10 @@ SMALLEST_VALIDATION = 3
 ENCODED_AT_ONCE = 2_000
 
 # Conversations of the corpus are drawn with seeds from here on, above those of SFT's worked solutions; and the chance,
-# after each line, that one stops thinking: text from the web knows how a reply looks better than how to think.
+# after each line, that one stops thinking: a base that mostly guesses, but sometimes thinks to the end, so that RL has
+# something to make likelier.
 DIALOGUE_SEED = 100_000
-HASTY = 0.7
+HASTY = 0.4
 
 
 Stream = TokenStream | Mixture

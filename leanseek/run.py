@@ -33,6 +33,7 @@ CONTENTS = (
     "tokenizer",
     "corpus",
     "traces",
+    "reference",
 )
 # Settings of the stages of a kind.
 SECTIONS = (*STAGES, *KINDS)

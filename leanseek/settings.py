@@ -20,7 +20,7 @@ Effort = Literal["low", "high", "max"]
 # Settings whose own keys are names that a recipe gives.
 OPEN = ("levels", "stages")
 # Kinds of the stages that a recipe may list between pretraining and evaluation.
-Kind = Literal["sft", "grpo", "traces", "distill"]
+Kind = Literal["sft", "grpo", "traces", "distill", "dpo"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # The line of a recipe that lists no stages of its own.
 STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
@@ -303,12 +303,19 @@ class DistillSettings(TrainSettings):
     development_problems: int = Field(96, ge=1, description="problems per task of the accuracy shown on the way")
 
 
+class DpoSettings(TuneSettings):
+    """Preference optimisation on pairs of one's own: a better reply against a worse one."""
+
+    beta: float = Field(0.1, gt=0, description="how dear it is to leave the model that the stage starts from")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="chance that a pair is the wrong way round")
+
+
 class StageSettings(BaseModel):
     """A stage of a recipe's own line. Beside these, it has any setting of its kind's section, for itself alone."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: Kind | None = Field(None, description="sft, grpo, traces or distill; None: its name")
+    kind: Kind | None = Field(None, description="sft, grpo, traces, distill or dpo; None: its name")
     after: str | None = Field(None, description="stage whose model it starts from; None: the training stage before it")
     environments: tuple[str, ...] = Field((), description="its tasks; empty: the recipe's")
 
@@ -374,6 +381,7 @@ class Recipe(Settings):
     grpo: GrpoSettings = GrpoSettings()
     traces: TracesSettings = TracesSettings()
     distill: DistillSettings = DistillSettings()
+    dpo: DpoSettings = DpoSettings()
     eval: EvalSettings = EvalSettings()
     cost: CostSettings = CostSettings()
     card: CardSettings = CardSettings()

@@ -24,6 +24,7 @@ from leanseek.cost.ledger import Charge, Ledger
 from leanseek.cost.rates import load_rates
 from leanseek.data.contamination import Contamination, contamination
 from leanseek.data.dialogues import read_dialogues
+from leanseek.data.preferences import read_preferences
 from leanseek.data.shards import provenance, read_index
 from leanseek.data.tokens import adopt_shards, load_corpus, recipe_documents, tokenise, train_tokenizer
 from leanseek.data.traces import TRACE_SEED
@@ -45,11 +46,12 @@ from leanseek.rl.grpo import grpo
 from leanseek.rl.language import scripts_of
 from leanseek.rl.rubric import check_rubric
 from leanseek.run import STAGES, Run, stages_of
-from leanseek.settings import DistillSettings, GrpoSettings, Recipe, SftSettings
+from leanseek.settings import DistillSettings, DpoSettings, GrpoSettings, Recipe, SftSettings
 from leanseek.settings import Settings as SettingsGroup
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.places import check as check_ranks
 from leanseek.train.places import least_ranks
+from leanseek.train.preference import dpo
 from leanseek.train.pretrain import pretrain
 from leanseek.train.ranks import Ranks, join
 from leanseek.train.sft import sft
@@ -240,6 +242,7 @@ class _Line:
             "grpo": self._grpo,
             "traces": self._traces,
             "distill": self._distill,
+            "dpo": self._dpo,
             "eval": self._eval,
         }
         say(f"{name}: {'going on' if self.run.stage_begun(name) else 'starting'}")
@@ -290,6 +293,9 @@ class _Line:
     def _distill(self, name: str, charge: Charge) -> dict[str, Any]:
         problems = self.recipe.settings_of(name, DistillSettings).development_problems
         return distill(self._stage(name, charge), self._tasks(name), self._watch(name, problems))
+
+    def _dpo(self, name: str, charge: Charge) -> dict[str, Any]:
+        return dpo(self._stage(name, charge))
 
     def _eval(self, name: str, charge: Charge) -> dict[str, Any]:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
@@ -429,6 +435,11 @@ def _check(recipe: Recipe) -> None:
     for name, kind in recipe.line.items():
         if kind == "sft" and (own := recipe.settings_of(name, SftSettings).data) is not None:
             read_dialogues(own)
+        if kind == "dpo":
+            given = recipe.settings_of(name, DpoSettings).data
+            if given is None:
+                raise ConfigError(f"{name} has nothing to learn from: give a .jsonl file of pairs as dpo.data")
+            read_preferences(given)
         if kind == "grpo":
             settings = recipe.settings_of(name, GrpoSettings)
             check_rubric(settings.rubric)

@@ -21,6 +21,7 @@ LISTS = (
     "data.weights",
     "grpo.lora_targets",
     "sft.lora_targets",
+    "dpo.lora_targets",
     "distill.teachers",
 )
 

@@ -81,6 +81,29 @@ def grpo(
     work("grpo", "grpo", *_from_folder(STARTED, recipe, options, settings))
 
 
+def dpo(
+    recipe: str | None = None, *, data: Path | None = None, options: Options = Options(), settings: Settings
+) -> None:
+    """Make better replies likelier against worse ones (DPO), from pairs of your own.
+
+    It starts from --model FOLDER: a run folder, or any model folder that loads. Each line of the data is an object
+    with "messages" or a "prompt", and the replies "chosen" and "rejected". Any setting is an option, --train.X being
+    --dpo.X; `leanseek recipes --settings` lists them.
+
+    Example: leanseek dpo --model runs/mine --data pairs.jsonl --run runs/preferred --train.beta 0.1
+
+    Args:
+        recipe: Name of a recipe, or path of a TOML file; without it, the run's own, or tuner.
+        data: JSONL file of pairs.
+    """
+    if settings.get("model") is None and recipe is None and not (options.run is not None and Run.is_run(options.run)):
+        raise UsageError("who learns? give --model FOLDER, a run folder or a model folder that loads")
+    recipe, options, settings = _on_data("dpo", data, recipe, options, settings)
+    if recipe == TUNED:
+        settings = settings | {"stages": {"dpo": {}}}
+    work("dpo", "dpo", recipe, options, settings)
+
+
 def _from_folder(
     usual: str, recipe: str | None, options: Options, settings: Settings
 ) -> tuple[str | None, Options, Settings]:
@@ -105,5 +128,5 @@ def _on_data(
         settings[f"{stage}.data"] = str(data.resolve())
     found = _from_folder(TUNED, recipe, options, settings)
     if found[0] == TUNED and f"{stage}.data" not in settings:
-        raise UsageError("what is to be learnt? give --data FILE, a conversation in each line of it")
+        raise UsageError("what is to be learnt? give --data FILE, a conversation or a pair in each line of it")
     return found

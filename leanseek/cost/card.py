@@ -30,7 +30,13 @@ STAGE_TITLES = {
 # Models that are compared, in the order in which they are made.
 COMPARED = {"base": "pretrained", "sft": "after SFT", "grpo": "after GRPO"}
 # What a stage of a recipe's own line does, by its kind.
-KIND_TITLES = {"sft": "SFT", "grpo": "GRPO", "traces": "replies drawn and kept", "distill": "distillation"}
+KIND_TITLES = {
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "traces": "replies drawn and kept",
+    "distill": "distillation",
+    "dpo": "DPO",
+}
 NOTHING = "-"
 # A licence that YAML reads as it stands.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
@@ -287,7 +293,7 @@ def _data(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     tasks = f" SFT and GRPO use generated problems of {environments}." if environments else ""
     taught = [line for stage in summary.values() if isinstance(stage, Mapping) for line in _taught(stage)]
     given = [
-        f"Fine-tuned on {_text(own['file'])}, given by whoever made the model: {own['lines']:,} conversations, SHA-256 "
+        f"Fine-tuned on {_text(own['file'])}, given by whoever made the model: {own['lines']:,} lines, SHA-256 "
         f"`{own['sha256']}`."
         for own in own_data(summary)
     ]

@@ -143,7 +143,9 @@ def tools_of(row: Mapping[str, Any], where: str) -> tuple[ToolSpec, ...]:
     return tuple(found)
 
 
-def examples_of(dialogues: Sequence[Dialogue], chat: ChatFormat, longest: int, *, cut: bool = False) -> list[Example]:
+def examples_of(
+    dialogues: Sequence[Dialogue], chat: ChatFormat, longest: int, *, cut: bool = False, last: bool = False
+) -> list[Example]:
     """Return conversations as the model reads them; every turn of the assistant's is learnt, and nothing else.
 
     Args:
@@ -151,11 +153,13 @@ def examples_of(dialogues: Sequence[Dialogue], chat: ChatFormat, longest: int, *
         chat: the model's format.
         longest: most tokens of one.
         cut: whether longer ones lose their end, in place of being refused.
+        last: whether the last turn alone is learnt, after what the model would be given before it.
     Raises:
         DataError: a conversation that the format cannot say, that is longer, or of which no reply is left.
     """
+    say = chat.example if last else chat.dialogue
     return [
-        fitted(_said(lambda one=one: chat.dialogue(one.messages, tools=one.tools), one.where), one.where, longest, cut)
+        fitted(_said(lambda one=one: say(one.messages, tools=one.tools), one.where), one.where, longest, cut)
         for one in dialogues
     ]
 

@@ -95,8 +95,12 @@ class TraceBatches:
 
     def chosen(self, step: int) -> list[Example]:
         """Return the conversations of a step."""
+        return [self.examples[i] for i in self.places(step)]
+
+    def places(self, step: int) -> list[int]:
+        """Return which conversations those are."""
         epoch, index = divmod(step, self.batches_per_pass)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.examples), generator=generator)
-        chosen = order[index * self.rows : (index + 1) * self.rows].tolist()
-        return [self.examples[i] for i in chosen]
+        chosen: list[int] = order[index * self.rows : (index + 1) * self.rows].tolist()
+        return chosen

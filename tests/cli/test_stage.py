@@ -74,6 +74,17 @@ def test_fine_tuning_of_a_model_folder_on_a_file(planned, tmp_path, monkeypatch,
     assert main(["sft", "--run", "runs/tuner"]) == 0 and planned[1][0].recipe == recipe
 
 
+def test_preferences_from_a_model_folder_on_a_file(planned, tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, "given", tiny_tokenizer)
+    assert main(["dpo", "--model", "given", "--data", "p.jsonl", "--run", "run", "--train.beta", "0.3"]) == 0
+    ((run, until),) = planned
+    recipe = run.recipe
+    assert until == "dpo" and stages_of(recipe) == ("dpo", "eval") and recipe.dpo.beta == 0.3
+    assert recipe.dpo.data == str(tmp_path / "p.jsonl") and recipe.grpo.start == str(tmp_path / "given")
+    assert main(["dpo", "--run", "run"]) == 0 and planned[1][0].recipe == recipe
+
+
 def test_a_recipe_that_is_named_is_taken_and_presets_are_models_too(planned, tmp_path, tiny_model, tiny_tokenizer):
     save_model(tiny_model, tmp_path / "given", tiny_tokenizer)
     run = ["--run", str(tmp_path / "run")]
@@ -96,6 +107,8 @@ def test_a_plan_from_a_model_folder_has_no_pretraining(tmp_path, tiny_model, tin
     ("words", "said"),
     [
         (["grpo", "--env", "a", "--environments", "b"], "--env and --environments say the same"),
+        (["dpo", "--data", "x"], "who learns? give --model FOLDER"),
+        (["dpo", "--model", "given"], "what is to be learnt? give --data FILE"),
         (["sft", "--model", "given"], "what is to be learnt? give --data FILE"),
         (["sft", "--model", "given", "--data", "gone.jsonl"], "gone.jsonl: there is no such file"),
         (["sft", "--model", "given", "--data", "x", "--train.too_long", "maybe"], "sft.too_long = 'maybe'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -37,6 +38,17 @@ def modules(root: Path) -> dict[str, Path]:
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts).removesuffix(".__init__")] = path
     return found
+
+
+def own_files(root: Path, folder: str) -> list[Path]:
+    """Return a folder's files without those that git ignores, as what a build leaves; all, where there is no git."""
+    command = ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard", folder]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        found = [root / name for name in listed]
+    except (OSError, subprocess.CalledProcessError):
+        found = [*(root / folder).rglob("*")]
+    return sorted(path for path in found if path.is_file())
 
 
 def first_line(path: Path) -> str:
@@ -97,8 +109,8 @@ def _short(other: str, importer: str) -> str:
 def _data(root: Path) -> list[str]:
     """Return a line for each folder with files that are not code."""
     folders: dict[Path, list[str]] = {}
-    for path in sorted((root / PACKAGE).rglob("*")):
-        if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
+    for path in own_files(root, PACKAGE):
+        if path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
             folders.setdefault(path.parent.relative_to(root), []).append(path.name)
     return [f"- `{folder}/`: {', '.join(names)}" for folder, names in sorted(folders.items())]
 

@@ -55,7 +55,7 @@ class Worker:
             model = empty_model(config, dtype=dtype, device=device).eval().requires_grad_(False)
             model.load_state_dict(weights)
             self._sides.append(SharedEngine(Engine(model, tokenizer, **options), self._condition))
-        threading.Thread(target=self._run, name="rollouts", daemon=True).start()
+        threading.Thread(target=self._run, name="rollout worker", daemon=True).start()
 
     def ready(self) -> bool:
         """Return whether it has come up."""

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from pathlib import Path
-from types import ModuleType
-
-import pytest
 
 SHAPED = ("model", "kernels", "engine", "train", "rl", "data", "evals")
 SUFFIX = re.compile(r"\b[a-z][a-z_]*_([A-Z1]{1,5})\b")
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    """Return docs/generate.py as a module."""
-    path = Path(__file__).resolve().parents[2] / "docs" / "generate.py"
-    spec = importlib.util.spec_from_file_location("leanseek_docs_generate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_map_is_fresh(root, generate):

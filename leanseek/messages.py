@@ -61,3 +61,18 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+
+
+def as_openai(message: Message) -> dict[str, Any]:
+    """Return a message as OpenAI's protocol has it, with DeepSeek's `reasoning_content`; what it lacks is left out."""
+    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        sent["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        sent["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        sent["tool_call_id"] = message.tool_call_id
+    return sent

@@ -23,7 +23,7 @@ from leanseek.cost.card import compared
 from leanseek.envs.environment import Problem, Turn, load_environment
 from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
-from leanseek.messages import Message, ToolCall, ToolSpec
+from leanseek.messages import Message, ToolCall, ToolSpec, as_openai
 from leanseek.run import Run, model_folder
 from leanseek.units import (
     format_bytes,
@@ -91,7 +91,7 @@ def ask(
     said = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_sent(message) for message in said],
+        "messages": [as_openai(message) for message in said],
         "temperature": 0,
         "max_tokens": max_tokens,
     }
@@ -119,21 +119,6 @@ def ask(
         for call in message.get("tool_calls") or ()
     )
     return Message("assistant", message["content"] or "", message.get("reasoning_content"), calls)
-
-
-def _sent(message: Message) -> dict[str, Any]:
-    """Return a message as OpenAI's protocol has it."""
-    sent: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning_content is not None:
-        sent["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        sent["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        sent["tool_call_id"] = message.tool_call_id
-    return sent
 
 
 def _examine(console: Console, url: str, model: str, run: Run, name: str, questions: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from leanseek.errors import DataError
 from leanseek.files import append_line
-from leanseek.messages import Message, ToolCall, ToolSpec
+from leanseek.messages import Message, ToolCall, ToolSpec, as_openai
 
 
 class Conversations:
@@ -93,16 +93,7 @@ class Conversations:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    plain: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning_content is not None:
-        plain["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    named = {"tool_call_id": message.tool_call_id, "name": message.name}
-    return plain | {key: value for key, value in named.items() if value is not None}
+    return as_openai(message) | ({} if message.name is None else {"name": message.name})
 
 
 def _message(values: Mapping[str, Any]) -> Message:

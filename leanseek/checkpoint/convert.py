@@ -25,7 +25,7 @@ from leanseek.checkpoint.quantised import (
     scales_of,
 )
 from leanseek.checkpoint.shards import INDEX, Layout, StoredTensor, read_shards, shown, stored_tensors
-from leanseek.checkpoint.work import WorkFolder
+from leanseek.checkpoint.work import WorkFolder, free_target
 from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
 from leanseek.errors import CheckpointError, UsageError, nearest
 from leanseek.files import write_atomic, write_json
@@ -101,12 +101,7 @@ class Conversion:
             raise UsageError(f"scale_format = {scale_format!r}: {known} are accepted, and go with fp8 alone")
         if max_shard_bytes < 1:
             raise UsageError(f"max_shard_bytes = {max_shard_bytes}: at least 1 is needed")
-        # Links followed: the folder that is there is what gets filled.
-        self._target = self.out.resolve()
-        if self._target == self.source.resolve():
-            raise UsageError(f"{out} is the folder to be converted; give another for the result")
-        if self._target.exists() and (not self._target.is_dir() or any(self._target.iterdir())):
-            raise CheckpointError(f"{out} is not empty; give a folder that is not there yet, or delete it first")
+        self._target = free_target(self.source, self.out)
         self._config = read_config(self.source)
         check_form(self._config, str(self.source / "config.json"))
         self._shards = read_shards(self.source)

@@ -28,7 +28,7 @@ from leanseek.checkpoint.quantised import (
     scales_of,
 )
 from leanseek.checkpoint.shards import Layout, StoredTensor, read_shards, shown, stored_tensors
-from leanseek.checkpoint.work import WorkFolder
+from leanseek.checkpoint.work import WorkFolder, free_target
 from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
 from leanseek.errors import CheckpointError, ConfigError, KernelError, UsageError, nearest
 from leanseek.files import write_json
@@ -320,11 +320,7 @@ class PackedConversion:
         self.source, self.out, self.to = Path(source), Path(out), to
         if to not in FORMS:
             raise UsageError(f"to = {to!r} is not known{nearest(to, FORMS)}; accepted: {', '.join(FORMS)}")
-        target = self.out.resolve()
-        if target == self.source.resolve():
-            raise UsageError(f"{out} is the folder to be packed; give another for the result")
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CheckpointError(f"{out} is not empty; give a folder that is not there yet, or delete it first")
+        target = free_target(self.source, self.out)
         self._config = read_config(self.source)
         check_form(self._config, str(self.source / "config.json"))
         model = empty_model(ModelConfig.from_file(self.source / "config.json"), device="meta")

@@ -13,8 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from leanseek.checkpoint.shards import Layout, read_shard
-from leanseek.errors import CheckpointError
+from leanseek.errors import CheckpointError, UsageError
 from leanseek.files import sync_folder, write_json
+
+
+def free_target(source: Path, out: Path) -> Path:
+    """Return the folder that a conversion fills, links followed: the folder that is there is what gets filled.
+
+    Raises:
+        UsageError: `out` is `source`.
+        CheckpointError: `out` has something in it.
+    """
+    target = out.resolve()
+    if target == source.resolve():
+        raise UsageError(f"{out} is the folder to be converted; give another for the result")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{out} is not empty; give a folder that is not there yet, or delete it first")
+    return target
 
 
 class WorkFolder:

@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from leanseek.data.shards import FORMAT, INDEX, PARTS, TOKENIZER, token_type, wr
 from leanseek.data.sources import DATASET, read_documents, read_file, source_files
 from leanseek.errors import DataError
 from leanseek.files import write_json
-from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.tokens.tokenizer import FIM, Tokenizer
 
 STATE = "preparation.json"
 # Characters that are encoded in one call, and how many such batches are read ahead.
@@ -31,7 +31,6 @@ BATCH_CHARACTERS = 4_000_000
 AHEAD = 2
 # Bytes of text that a document is taken to have, to size the memory of duplicates before any is read.
 DOCUMENT_BYTES = 1000
-FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 Item = TypeVar("Item")
 Ids = NDArray[Any]
@@ -111,9 +110,9 @@ class Preparation:
         names = [s for s in sources if s.startswith(DATASET)]
         self.sources = [Source(str(f), f.stat().st_size) for f in source_files([s for s in sources if s not in names])]
         self.sources += [Source(name, 0) for name in names]
-        self._fim = [tokenizer.find(text) for text in FIM_TOKENS]
+        self._fim = [tokenizer.find(text) for text in FIM]
         if wishes.fim and None in self._fim:
-            raise DataError(f"--fim {wishes.fim}: the tokenizer has no {', '.join(FIM_TOKENS)}")
+            raise DataError(f"--fim {wishes.fim}: the tokenizer has no {', '.join(FIM)}")
         self._type = token_type(tokenizer.vocab_size)
         self._known = NearDuplicates(self.total_bytes // DOCUMENT_BYTES, wishes.seed) if wishes.deduplicate else None
         made_of = [asdict(wishes), [asdict(source) for source in self.sources], tokenizer.digest_text()]
@@ -154,7 +153,7 @@ class Preparation:
                 if sum(map(len, self._buffers["train"])) >= self.wishes.shard_tokens:
                     self._flush()
                 if progress is not None:
-                    progress.advance(sum(size for *_, size in batch))
+                    progress.advance(batch.characters)
         self._flush()
         if any(not self._state["shards"][part] for part in PARTS):
             raise DataError(
@@ -168,21 +167,18 @@ class Preparation:
             path.unlink(missing_ok=True)
         return index
 
-    def _batches(self) -> Iterator[list[tuple[int, str, bool, int]]]:
-        """Yield documents that are kept, about `BATCH_CHARACTERS` at a time: (source, text, held out, bytes read)."""
+    def _batches(self) -> Iterator[_Batch]:
+        """Yield the documents that are kept, about `BATCH_CHARACTERS` at a time."""
         every = max(2, round(1 / self.wishes.validation_fraction))
-        to_skip = self._state["read"]
-        read = kept = 0
-        batch: list[tuple[int, str, bool, int]] = []
-        size = waiting = 0
-        kept = self._state["kept"]
-        for at, source in enumerate(self.sources):
-            counts = self._state["counts"][at]
+        to_skip, read, kept = self._state["read"], 0, self._state["kept"]
+        batch: list[tuple[str, bool]] = []
+        size = seen = 0
+        for source, counts in zip(self.sources, self._state["counts"], strict=True):
             for text in source.documents():
                 read += 1
                 if read <= to_skip:
                     continue
-                waiting += len(text)
+                seen += len(text)
                 counts["read"] += 1
                 fault = self._fault(text)
                 if fault is not None:
@@ -190,19 +186,16 @@ class Preparation:
                     continue
                 counts["kept"] += 1
                 kept += 1
-                batch.append((at, text, kept % every == 0, waiting))
+                batch.append((text, kept % every == 0))
                 size += len(text)
-                waiting = 0
                 if size >= BATCH_CHARACTERS:
-                    yield self._told(batch, read, kept)
-                    batch, size = [], 0
-        yield self._told(batch, read, kept)
+                    yield self._batch(batch, seen, read, kept)
+                    batch, size, seen = [], 0, 0
+        yield self._batch(batch, seen, read, kept)
 
-    def _told(self, batch: list[tuple[int, str, bool, int]], read: int, kept: int) -> Any:
-        # What the state becomes once this batch is encoded; the reading thread is further on by then.
-        counts = [dict(c) for c in self._state["counts"]]
+    def _batch(self, documents: list[tuple[str, bool]], seen: int, read: int, kept: int) -> _Batch:
         bands, self._new_bands = self._new_bands, []
-        return _Batch(batch, read, kept, counts, bands)
+        return _Batch(documents, seen, read, kept, [dict(counts) for counts in self._state["counts"]], bands)
 
     def _fault(self, text: str) -> str | None:
         fault = fault_of(text) if self.wishes.filter else None
@@ -215,13 +208,13 @@ class Preparation:
 
     def _encode(self, batch: _Batch) -> None:
         texts, shape = [], []
-        for number, (_, text, held_out, _) in enumerate(batch, self._encoded):
+        for number, (text, held_out) in enumerate(batch.documents, self._encoded):
             parts = self._middle(text, number) if not held_out else None
             texts += parts or [text]
             shape.append(held_out if parts is None else None)
         ids = iter(self.tokenizer.encode_batch(texts))
         begin, hole, end = self._fim
-        for held_out, (_, text, _, _) in zip(shape, batch, strict=True):
+        for held_out, (text, _) in zip(shape, batch.documents, strict=True):
             if held_out is None:
                 prefix, suffix, middle = next(ids), next(ids), next(ids)
                 one = [begin, *prefix, hole, *suffix, end, *middle]
@@ -230,7 +223,7 @@ class Preparation:
             part = PARTS[bool(held_out)]
             self._buffers[part].append(np.array([*self.tokenizer.beginning, *one], dtype=self._type))
             self._state["validation_bytes"] += len(text.encode()) if held_out else 0
-        self._encoded += len(batch)
+        self._encoded += len(batch.documents)
         self._pending = batch
         self._bands += batch.bands
 
@@ -314,19 +307,24 @@ class Preparation:
         }
 
 
-class _Batch(list[tuple[int, str, bool, int]]):
-    """Documents, and what the state is once they are encoded."""
+@dataclass(frozen=True)
+class _Batch:
+    """Documents, and what the state is once they are encoded: the thread that reads is further on by then.
 
-    def __init__(
-        self,
-        documents: Iterable[tuple[int, str, bool, int]],
-        read: int,
-        kept: int,
-        counts: list[dict[str, int]],
-        bands: list[NDArray[np.uint64]],
-    ) -> None:
-        super().__init__(documents)
-        self.read, self.kept, self.counts, self.bands = read, kept, counts, bands
+    Args:
+        documents: text, and whether it is held out.
+        characters: of all documents read for it, those left out too.
+        read, kept: documents up to its end.
+        counts: of each source, up to its end.
+        bands: of the documents read for it.
+    """
+
+    documents: list[tuple[str, bool]]
+    characters: int
+    read: int
+    kept: int
+    counts: list[dict[str, int]]
+    bands: list[NDArray[np.uint64]]
 
 
 def _ahead(items: Iterator[Item], count: int) -> Generator[Item]:

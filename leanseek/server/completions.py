@@ -19,13 +19,12 @@ from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, Scored
 from leanseek.server.usage import Usage
 from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, UserId, Whole, whole
-from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.tokens.tokenizer import FIM, Tokenizer
 
 MOST_PROMPTS = 1024
 # Replies of one request, over all its prompts.
 MOST_CHOICES = 2048
 USUAL_TOKENS = 16  # OpenAI's
-FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 
 def _prompts(value: Any) -> Any:

@@ -18,6 +18,8 @@ from leanseek.tokens.splits import PATTERNS, splits
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 THINK, END_THINK = "<think>", "</think>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+# Around a text whose middle is to be filled in: before the prefix, between it and the suffix, before the middle.
+FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 # In this order from id 0. Only the first three ids are the same in DeepSeek's own vocabularies.
 SPECIAL_TOKENS = (
     BOS,
@@ -27,9 +29,7 @@ SPECIAL_TOKENS = (
     END_THINK,
     USER,
     ASSISTANT,
-    "<｜fim▁begin｜>",
-    "<｜fim▁hole｜>",
-    "<｜fim▁end｜>",
+    *FIM,
     "<｜tool▁calls▁begin｜>",
     "<｜tool▁calls▁end｜>",
     "<｜tool▁call▁begin｜>",

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import leanseek.data.preparation as module
-from leanseek.data.preparation import FIM_TOKENS, Preparation, Wishes
+from leanseek.data.preparation import Preparation, Wishes
 from leanseek.data.shards import Shards, provenance, read_index
 from leanseek.errors import DataError
+from leanseek.tokens.tokenizer import FIM
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_the_middle_is_filled_in_from_both_sides(texts, tmp_path, tiny_tokenizer
     folder, documents = texts
     prepared(folder, tmp_path / "out", tiny_tokenizer, fim=1.0).run()
     train = Shards(tmp_path / "out").all().tolist()
-    begin, hole, end = (tiny_tokenizer.id_of(text) for text in FIM_TOKENS)
+    begin, hole, end = (tiny_tokenizer.id_of(text) for text in FIM)
     found = []
     for start in [i for i, token in enumerate(train) if token == tiny_tokenizer.bos_id]:
         stop = next((i for i in range(start + 1, len(train)) if train[i] == tiny_tokenizer.bos_id), len(train))

@@ -137,7 +137,7 @@ def ours(model_folder: Path, seed: int, prompts: int) -> None:
     from leanseek.kernels.threads import share_out
     from leanseek.rl.grpo import objective_of
     from leanseek.rl.rollouts import Rollouts
-    from leanseek.settings import GrpoSettings
+    from leanseek.sections.grpo import GrpoSettings
     from leanseek.tokens.tokenizer import Tokenizer
     from leanseek.train.trainer import Trainer
 
@@ -275,7 +275,7 @@ def environment() -> Any:
 def problems_of(step: int, seed: int, count: int) -> Iterator[Any]:
     """Return the problems that `Rollouts` has for a step."""
     from leanseek.rl.rollouts import Rollouts
-    from leanseek.settings import GrpoSettings
+    from leanseek.sections.grpo import GrpoSettings
 
     return iter(Rollouts(None, [environment()], {}, GrpoSettings(prompts_per_step=count), seed, None).problems(step))
 

@@ -85,7 +85,8 @@ class Ours:
         from leanseek.engine.pool import EnginePool
         from leanseek.engine.request import SamplingParams
         from leanseek.kernels.threads import share_out
-        from leanseek.settings import GrpoSettings, OptimiserSettings
+        from leanseek.sections.grpo import GrpoSettings
+        from leanseek.sections.training import OptimiserSettings
         from leanseek.tokens.tokenizer import Tokenizer
         from leanseek.train.objectives.grpo import Grpo
         from leanseek.train.trainer import Trainer

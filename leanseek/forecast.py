@@ -16,7 +16,11 @@ from leanseek.errors import DataError, UsageError
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops, training_flops
-from leanseek.settings import DistillSettings, GrpoSettings, Recipe, SftSettings, TracesSettings, TrainSettings
+from leanseek.sections.distillation import DistillSettings, TracesSettings
+from leanseek.sections.grpo import GrpoSettings
+from leanseek.sections.training import TrainSettings
+from leanseek.sections.tuning import SftSettings
+from leanseek.settings import Recipe
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 

@@ -23,7 +23,7 @@ from leanseek.model.config import load_preset
 from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.trainer import Trainer

@@ -46,8 +46,11 @@ from leanseek.rl.grpo import grpo
 from leanseek.rl.language import scripts_of
 from leanseek.rl.rubric import check_rubric
 from leanseek.run import STAGES, Run, stages_of
-from leanseek.settings import DistillSettings, DpoSettings, GrpoSettings, Recipe, SftSettings
-from leanseek.settings import Settings as SettingsGroup
+from leanseek.sections.distillation import DistillSettings
+from leanseek.sections.group import Settings as SettingsGroup
+from leanseek.sections.grpo import GrpoSettings
+from leanseek.sections.tuning import DpoSettings, SftSettings
+from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.places import check as check_ranks
 from leanseek.train.places import least_ranks

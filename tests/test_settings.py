@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from leanseek.errors import ConfigError
 from leanseek.run import to_toml
-from leanseek.settings import STAGES, Recipe, SftSettings, dotted_keys, load_recipe, parse_recipe, recipe_names
+from leanseek.sections.tuning import SftSettings
+from leanseek.settings import STAGES, Recipe, dotted_keys, load_recipe, parse_recipe, recipe_names
 
 
 def recipe(folder: Path, name: str, text: str) -> Path:

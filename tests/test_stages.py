@@ -23,7 +23,8 @@ from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
 from leanseek.log import RunLog
 from leanseek.model.config import load_preset
 from leanseek.run import STAGES, Run
-from leanseek.settings import OptimiserSettings, Recipe
+from leanseek.sections.training import OptimiserSettings
+from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import STATE, Optimiser
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanseek.errors import RunError
-from leanseek.settings import Dtype, GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
+from leanseek.settings import Dtype
 
 # In fp32 only rounding lies between them: 7e-5 was the most in the 61,440 samples of a laptop run.
 LARGEST_GAP = 1e-3

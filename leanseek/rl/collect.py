@@ -20,7 +20,7 @@ from leanseek.model.count import sampling_parts
 from leanseek.rl.endpoint import Endpoint
 from leanseek.rl.rejection import best, training_problems
 from leanseek.run import Run, model_folder
-from leanseek.settings import TracesSettings
+from leanseek.sections.distillation import TracesSettings
 from leanseek.tokens.effort import effort_of, with_effort
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.stage import Stage

@@ -18,7 +18,7 @@ from leanseek.model.count import sampling_parts
 from leanseek.model.transformer import Transformer
 from leanseek.rl.collect import teacher_folder
 from leanseek.rl.rollouts import ROLLOUT_SEED
-from leanseek.settings import DistillSettings
+from leanseek.sections.distillation import DistillSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.objectives.distill import Distill, Taught, TaughtBatch

@@ -9,7 +9,7 @@ from leanseek.engine.request import Output
 from leanseek.envs.environment import Environment, Problem
 from leanseek.evals.attempts import Attempt, score
 from leanseek.rl.client import PAUSES_S, Client
-from leanseek.settings import TracesSettings
+from leanseek.sections.distillation import TracesSettings
 
 
 class Endpoint:

@@ -22,7 +22,7 @@ from leanseek.rl.cluster import Cluster
 from leanseek.rl.judge import Judge
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import COPIES, Seat, Stream, copy_of
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.train.lora import optimiser_of
 from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import GroupBatch, Grpo

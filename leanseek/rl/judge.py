@@ -11,7 +11,7 @@ from dataclasses import replace
 from leanseek.evals.attempts import Attempt
 from leanseek.messages import Message
 from leanseek.rl.client import PAUSES_S, Client
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 
 # Requests that are under way together; tokens of a judgement, the judge's own thinking included.
 AT_ONCE, LONGEST = 8, 2048

@@ -8,7 +8,7 @@ from leanseek.envs.environment import Environment
 from leanseek.evals.attempts import Attempt
 from leanseek.rl.language import consistency
 from leanseek.rl.rubric import graded
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.tokens.effort import BUDGETS
 
 # Over how much more budget a token's price falls by e (the report names no figure); the most that length can cost, so

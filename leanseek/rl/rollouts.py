@@ -18,7 +18,7 @@ from leanseek.rl.advantages import group_advantages
 from leanseek.rl.cluster import Side
 from leanseek.rl.judge import Judge
 from leanseek.rl.rewards import reward
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.train.objectives.cut import Cut
 from leanseek.train.objectives.forms import form_of
 from leanseek.train.objectives.grpo import Group, GroupBatch

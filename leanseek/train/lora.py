@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from leanseek.errors import ConfigError, nearest
 from leanseek.model.layers import Linear
 from leanseek.model.transformer import Transformer
-from leanseek.settings import LoraSettings, OptimiserSettings
+from leanseek.sections.training import LoraSettings, OptimiserSettings
 from leanseek.train.optimisers import Optimiser
 
 

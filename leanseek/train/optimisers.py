@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanseek.settings import OptimiserSettings
+from leanseek.sections.training import OptimiserSettings
 
 # Quintic Newton-Schulz coefficients of Jordan et al. 2024 (Muon), as V4's report lists them too.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

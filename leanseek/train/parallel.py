@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from leanseek.model.experts import DeepSeekMoE
 from leanseek.model.transformer import MTPLayer, Transformer
-from leanseek.settings import OptimiserSettings, TrainSettings
+from leanseek.sections.training import OptimiserSettings, TrainSettings
 from leanseek.train.expert_parallel import hold_experts
 from leanseek.train.interrupt import Interrupt
 from leanseek.train.objectives.loss import Loss

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from leanseek.errors import ConfigError
 from leanseek.model.config import ModelConfig
-from leanseek.settings import ParallelSettings
+from leanseek.sections.training import ParallelSettings
 
 STACKED = (".experts.gate_up_proj", ".experts.down_proj")
 

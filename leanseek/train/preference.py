@@ -19,7 +19,7 @@ from leanseek.files import write_json
 from leanseek.log import progress, say
 from leanseek.model.count import forward_parts
 from leanseek.model.transformer import Transformer
-from leanseek.settings import DpoSettings
+from leanseek.sections.tuning import DpoSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.lora import optimiser_of
 from leanseek.train.objectives.preference import Dpo, Pair, PairBatch, reply_logprobs

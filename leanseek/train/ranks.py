@@ -18,7 +18,7 @@ from leanseek.data.batches import IGNORED, Batch
 from leanseek.kernels.threads import available_threads, keep_memory
 from leanseek.model.config import ModelConfig
 from leanseek.model.transformer import Transformer
-from leanseek.settings import ParallelSettings
+from leanseek.sections.training import ParallelSettings
 from leanseek.train.objectives.next_token import mean_loss
 from leanseek.train.places import STACKED, Place, check, share
 from leanseek.variables import torchrun

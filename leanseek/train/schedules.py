@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 
 
 def lr_factor(step: int, steps: int, settings: TrainSettings) -> float:

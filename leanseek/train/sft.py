@@ -10,7 +10,7 @@ from leanseek.data.batches import Batch
 from leanseek.data.traces import TraceBatches, traces
 from leanseek.envs.environment import Environment
 from leanseek.model.transformer import Transformer
-from leanseek.settings import SftSettings
+from leanseek.sections.tuning import SftSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.schedules import mtp_weight

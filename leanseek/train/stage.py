@@ -18,7 +18,7 @@ from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
-from leanseek.settings import OptimiserSettings, TrainSettings
+from leanseek.sections.training import OptimiserSettings, TrainSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser

@@ -15,7 +15,7 @@ from leanseek.kernels.threads import run_all
 from leanseek.log import Progress
 from leanseek.model.count import forward_parts, training_parts
 from leanseek.model.transformer import Transformer
-from leanseek.settings import OptimiserSettings, TrainSettings
+from leanseek.sections.training import OptimiserSettings, TrainSettings
 from leanseek.train.balance import load_factor, update_bias
 from leanseek.train.interrupt import Interrupt, interrupts
 from leanseek.train.objectives.loss import Loss

@@ -13,7 +13,7 @@ from leanseek.data.dialogues import examples_of, read_dialogues, set_aside
 from leanseek.data.traces import TraceBatches
 from leanseek.errors import RunError
 from leanseek.log import say
-from leanseek.settings import SftSettings, TuneSettings
+from leanseek.sections.tuning import SftSettings, TuneSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.lora import optimiser_of
 from leanseek.train.objectives.next_token import NextToken, mean_loss

@@ -8,7 +8,7 @@ import torch
 from leanseek.checkpoint.directory import load_model
 from leanseek.checkpoint.resume import FOLDER, TENSORS, VALUES, load_state, save_checkpoint
 from leanseek.errors import CheckpointError
-from leanseek.settings import OptimiserSettings
+from leanseek.sections.training import OptimiserSettings
 from leanseek.train.optimisers import Optimiser
 
 

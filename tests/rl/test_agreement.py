@@ -8,7 +8,7 @@ import pytest
 
 from leanseek.errors import RunError
 from leanseek.rl.agreement import agreement_of
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 
 FINE = {"step": 3, "logprob_gap": 7e-5, "logprob_gap_mean": 1e-7, "routing_agreement": 1.0}
 

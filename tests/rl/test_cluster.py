@@ -22,7 +22,7 @@ from leanseek.rl.cluster import Cluster, Side, Worker
 from leanseek.rl.grpo import grpo
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import copy_of
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.train.stage import Stage
 
 PARAMS = SamplingParams(max_tokens=8, seed=3, ignore_eos=True, logprobs=0)

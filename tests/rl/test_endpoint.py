@@ -12,7 +12,7 @@ import pytest
 from leanseek.envs.environment import load_environment
 from leanseek.errors import ServerError
 from leanseek.rl.endpoint import Endpoint
-from leanseek.settings import TracesSettings
+from leanseek.sections.distillation import TracesSettings
 
 TASK = load_environment("largest")
 

@@ -22,7 +22,8 @@ from leanseek.evals.attempts import Attempt, attempt
 from leanseek.log import RunLog
 from leanseek.messages import Message
 from leanseek.run import Run
-from leanseek.settings import TracesSettings, load_recipe
+from leanseek.sections.distillation import TracesSettings
+from leanseek.settings import load_recipe
 from leanseek.tokens.chat import ChatFormat
 from leanseek.train.stage import Stage
 

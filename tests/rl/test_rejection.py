@@ -14,7 +14,7 @@ from leanseek.errors import TaskError
 from leanseek.evals.attempts import Attempt
 from leanseek.messages import Message
 from leanseek.rl.rejection import Accepted, _different, best, rejection_sample
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.trainer import Trainer
 

@@ -12,7 +12,7 @@ from leanseek.envs.environment import Problem
 from leanseek.evals.attempts import Attempt
 from leanseek.messages import Message
 from leanseek.rl.rewards import overlong, reward
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 
 
 def test_the_penalty_grows_evenly_over_the_margin_and_no_further():

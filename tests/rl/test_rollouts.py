@@ -17,7 +17,7 @@ from leanseek.evals.attempts import Attempt
 from leanseek.messages import Message
 from leanseek.model.count import sampling_flops
 from leanseek.rl.rollouts import Rollouts
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.train.objectives.grpo import Grpo
 from leanseek.train.trainer import Trainer
 

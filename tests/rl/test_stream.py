@@ -15,7 +15,7 @@ from leanseek.engine.shared import SharedEngine
 from leanseek.errors import RunError
 from leanseek.rl.rollouts import Rollouts
 from leanseek.rl.stream import Stream
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 from leanseek.train.objectives.grpo import Grpo
 
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from leanseek.checkpoint.resume import load_state, save_checkpoint
 from leanseek.errors import ConfigError
 from leanseek.model.segments import Segments
-from leanseek.settings import OptimiserSettings
+from leanseek.sections.training import OptimiserSettings
 from leanseek.train.lora import Lora
 
 ADAMW = OptimiserSettings(name="adamw", lr=1e-2)

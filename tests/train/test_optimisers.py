@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import leanseek.train.optimisers as module
-from leanseek.settings import OptimiserSettings
+from leanseek.sections.training import OptimiserSettings
 from leanseek.train.optimisers import UPDATE_RMS, Optimiser, orthogonalise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leanseek.errors import ConfigError
-from leanseek.settings import ParallelSettings
+from leanseek.sections.training import ParallelSettings
 from leanseek.train.places import Place, check, least_ranks, share
 
 EXPERTS, DENSE = "model.layers.1.mlp.experts.down_proj", "model.norm.weight"

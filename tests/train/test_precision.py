@@ -8,7 +8,7 @@ import torch
 
 from leanseek.data.batches import TokenStream
 from leanseek.kernels.experts import experts_reference
-from leanseek.settings import OptimiserSettings
+from leanseek.sections.training import OptimiserSettings
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.precision import Fp8Linear, fp8, rounded_blocks, rounded_tiles

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.schedules import balance_rate, batch_sequences, lr_factor, mtp_weight, sequences_before
 
 

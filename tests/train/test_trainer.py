@@ -19,7 +19,7 @@ from leanseek.data.batches import Batch, TokenStream, packed_examples
 from leanseek.errors import RunError
 from leanseek.log import progress
 from leanseek.model.count import forward_parts, training_flops
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.objectives.grpo import GroupBatch
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.trainer import Hooks, Trainer

@@ -15,7 +15,7 @@ from leanseek.data.batches import Batch
 from leanseek.model.config import ModelConfig
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
-from leanseek.settings import ParallelSettings, TrainSettings
+from leanseek.sections.training import ParallelSettings, TrainSettings
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.parallel import ParallelTrainer
 from leanseek.train.ranks import join, leave

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from leanseek.settings import GrpoSettings
+from leanseek.sections.grpo import GrpoSettings
 
 Advantages = Literal["normalised", "centred"]
 Ratio = Literal["token", "reply", "weight"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leanseek.model.count import forward_flops
-from leanseek.settings import TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.objectives.distill import Distill, Taught, TaughtBatch, divergence
 from leanseek.train.trainer import Trainer
 

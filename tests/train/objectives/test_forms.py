@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from leanseek.settings import GrpoSettings, Objective
+from leanseek.sections.grpo import GrpoSettings, Objective
 from leanseek.train.objectives.forms import FORMS, Form, form_of
 
 

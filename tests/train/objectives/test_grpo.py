@@ -14,7 +14,8 @@ from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 from leanseek.rl.grpo import objective_of
-from leanseek.settings import GrpoSettings, TrainSettings
+from leanseek.sections.grpo import GrpoSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.objectives.cut import Cut
 from leanseek.train.objectives.forms import FORMS
 from leanseek.train.objectives.grpo import Group, GroupBatch, Grpo

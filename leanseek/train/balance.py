@@ -45,6 +45,11 @@ def load_factor(counts: list[Tensor]) -> float:
     return max((float(count.max() / count.float().mean()) for count in counts), default=1.0)
 
 
+def loads(counts: list[Tensor]) -> list[list[float]]:
+    """Return each layer's experts' loads over their mean; 1.0 is perfect balance."""
+    return [[round(load, 3) for load in (count.float() / count.float().mean()).tolist()] for count in counts]
+
+
 def sequence_balance_loss(routing: Routing, segments: Segments) -> Tensor:
     """Return V3's sequence-wise balance loss, averaged over sequences and summed over layers.
 

@@ -16,13 +16,15 @@ from leanseek.log import Progress
 from leanseek.model.count import forward_parts, training_parts
 from leanseek.model.transformer import Transformer
 from leanseek.sections.training import OptimiserSettings, TrainSettings
-from leanseek.train.balance import load_factor, update_bias
+from leanseek.train.balance import load_factor, loads, update_bias
 from leanseek.train.interrupt import Interrupt, interrupts
 from leanseek.train.objectives.loss import Loss
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.schedules import balance_rate, lr_factor
 from leanseek.train.spikes import Spikes
 
+# Of the logged rows, one in so many says how much each expert was used since the last that did.
+ROWS_PER_LOAD = 6
 # Steps that are timed, without an update, to turn a time budget into a number of steps.
 PROBES = 3
 # Metrics of which a batch shows its parts' largest value; of the others, the mean.
@@ -84,7 +86,7 @@ class Hooks:
         enough: whether validation metrics say that the stage may end early.
     """
 
-    log: Callable[[int, dict[str, float]], None]
+    log: Callable[[int, dict[str, Any]], None]
     save: Callable[[int, dict[str, Any]], None]
     validate: Callable[[], dict[str, float]] | None = None
     enough: Callable[[Mapping[str, float]], bool] | None = None
@@ -120,6 +122,7 @@ class Trainer:
         self.steps: int | None = settings.steps
         self.ended = False
         self._counts: list[torch.Tensor] = []  # of the newest batch: per MoE layer, the use of each expert
+        self._used: list[torch.Tensor] = []  # the same, summed since it was last written down
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
         """Take the optimiser steps of a batch, one as a rule; return its metrics: none where it teaches nothing.
@@ -152,8 +155,11 @@ class Trainer:
         self.optimiser.step(factor)
         self.optimiser.zero_grad()
         update_bias(self.model, self._counts, balance_rate(self.done, self.steps or self.done + 1, self.settings))
-        if self._counts:
-            metrics["load_factor"] = load_factor(self._counts[: len(self.model.moe_layers)])
+        if counts := self._counts[: len(self.model.moe_layers)]:
+            metrics["load_factor"] = load_factor(counts)
+            self._used = [
+                sum_E + count_E for sum_E, count_E in zip(self._used or [0] * len(counts), counts, strict=True)
+            ]
         return metrics
 
     def fit(self, batches: Batches, hooks: Hooks, progress: Progress) -> None:
@@ -177,7 +183,7 @@ class Trainer:
                 start_s, tokens = time.monotonic(), self.meter.tokens
                 batch = batches(self.done)
                 self.model.train()
-                metrics = dict(batch.metrics) | self.step(batch.to(self.model.device))
+                metrics: dict[str, Any] = dict(batch.metrics) | self.step(batch.to(self.model.device))
                 self.done += 1
                 metrics["tokens_per_s"] = (self.meter.tokens - tokens) / (time.monotonic() - start_s)
                 if "skipped" in metrics:
@@ -189,6 +195,8 @@ class Trainer:
                     metrics |= measured
                     self.ended = hooks.enough is not None and hooks.enough(measured)
                     progress.say(f"  step {self.done}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
+                if self._used and (last or self.done % (ROWS_PER_LOAD * every) == 0):
+                    metrics["expert_load"], self._used = loads(self._used), []
                 if last or watched or self.done % every == 0 or "skipped" in metrics:
                     hooks.log(self.done, metrics)
                 progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))

@@ -39,7 +39,10 @@ CONTENTS = (
 SECTIONS = (*STAGES, *KINDS)
 # Settings that a run which has begun may change: device and threads change roundings alone, the others how often
 # something is written or looked at (which decides when SFT may end, if `sft.enough` is set).
-FREE = ("device", "threads", "checkpoint_every", "keep_checkpoints", "validate_every")
+FREE = (
+    *("device", "threads", "checkpoint_every", "keep_checkpoints", "keep_best", "write_behind"),
+    "validate_every",
+)
 
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
@@ -208,11 +211,13 @@ class Run:
         found = self.checkpoints(stage)
         return found[-1] if found else None
 
-    def prune(self, stage: str, keep: int) -> None:
-        """Delete a stage's checkpoints but the newest `keep`."""
+    def prune(self, stage: str, keep: int, best: int | None = None) -> None:
+        """Delete a stage's checkpoints but the newest `keep` and that of step `best`, and what killed writes left."""
         found = self.checkpoints(stage)
-        for path in found[: max(len(found) - keep, 0)]:
-            shutil.rmtree(path)
+        spared = {*found[max(len(found) - keep, 0) :], best is not None and self.checkpoint(stage, best)}
+        for path in [*found, *(self.folder / "checkpoints").glob(f".{stage}-*")]:
+            if path not in spared:
+                shutil.rmtree(path)
 
     def change(self, recipe: Recipe) -> None:
         """Go on with other settings, where the stages that have begun do not depend on what changed.

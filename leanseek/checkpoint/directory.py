@@ -141,6 +141,15 @@ def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str | No
     return model
 
 
+def copy_of(model: Transformer) -> Transformer:
+    """Return a model of its own with the same weights, in the processor's memory."""
+    copy = empty_model(model.config, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."), device="cpu")
+    targets = copy.state_dict()
+    for name, tensor in model.state_dict().items():
+        targets[name].copy_(tensor)
+    return copy
+
+
 def _layout(name: str, tensor: Tensor) -> Layout:
     dtype = next(stored for stored, kind in STORED.items() if kind == tensor.dtype)
     return Layout(name, dtype, tuple(tensor.shape))

@@ -51,6 +51,18 @@ def save_checkpoint(
         ) from None
 
 
+def copy_of_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose tensors are copies, in the processor's memory."""
+    return {
+        key: copy_of_state(value)
+        if isinstance(value, Mapping)
+        else value.detach().to("cpu", copy=True)
+        if isinstance(value, Tensor)
+        else value
+        for key, value in state.items()
+    }
+
+
 def load_state(folder: str | Path) -> dict[str, Any]:
     """Return the training state that `save_checkpoint` put beside a model.
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": ("leanseek.cli.chat:chat", "Talk with a model in the terminal."),
     "demo": ("leanseek.cli.demo:demo", "Ask a run's model held-out questions, and say what it cost."),
     "convert": ("leanseek.cli.convert:convert", "Convert a model folder: FP8, bf16, fp32, int8, int4, GGUF."),
+    "average": ("leanseek.cli.average:average", "Average the weights of a run's checkpoints, or of model folders."),
     "inspect": ("leanseek.cli.inspect:inspect", "Show what a model folder or a shape is, and what serving it needs."),
     "bench": ("leanseek.cli.bench:bench", "Measure kernels, decoding and prefill on this machine."),
     "plan": ("leanseek.cli.plan:plan", "Say what training or serving would cost, before it does."),

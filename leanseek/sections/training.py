@@ -44,8 +44,18 @@ class TrainSettings(Settings):
     skip_spikes: float | None = Field(
         None, gt=1, description="steps whose gradient is that many times its running mean are skipped; None: none are"
     )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a running mean of the weights, which the stage ends with (0.999)"
+    )
+    average_from: float | None = Field(
+        None, ge=0, lt=1, description="in place of ema: share of steps after which all weights count alike in the mean"
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(1, ge=1, description="newest checkpoints of a stage that are kept")
+    keep_best: bool = Field(False, description="the one of the lowest validation loss is written and kept too")
+    write_behind: bool = Field(
+        True, description="checkpoints are written while training goes on, from a copy of all that they hold"
+    )
     validate_every: int = Field(200, ge=1, description="steps between looks at held-back text or problems")
     balance_rate: float = Field(1e-3, ge=0, description="gamma of the router bias update (V3: 0.001)")
     balance_until: float = Field(1.0, ge=0, le=1, description="share of steps after which gamma is 0 (V3: 0.966)")
@@ -68,6 +78,13 @@ class TrainSettings(Settings):
             if getattr(self, name) is not None and self.steps is None:
                 raise ValueError(f"{name} needs steps, not minutes: what a step reads must follow from its number")
         return self
+
+    @field_validator("average_from")
+    @classmethod
+    def _one_mean(cls, first: float | None, info: ValidationInfo) -> float | None:
+        if first is not None and info.data.get("ema") is not None:
+            raise ValueError("ema and average_from are two ways of one mean: give one of them")
+        return first
 
     @field_validator("ramp_from")
     @classmethod

@@ -45,9 +45,14 @@ def load_factor(counts: list[Tensor]) -> float:
     return max((float(count.max() / count.float().mean()) for count in counts), default=1.0)
 
 
-def loads(counts: list[Tensor]) -> list[list[float]]:
-    """Return each layer's experts' loads over their mean; 1.0 is perfect balance."""
-    return [[round(load, 3) for load in (count.float() / count.float().mean()).tolist()] for count in counts]
+def loads(counts_LE: Tensor) -> list[list[float]]:
+    """Return each layer's experts' loads over their mean; 1.0 is perfect balance.
+
+    Args:
+        counts_LE: how often each layer's experts were chosen, [layers, E].
+    """
+    mean_L = counts_LE.float().mean(-1, keepdim=True)
+    return [[round(load, 3) for load in layer] for layer in (counts_LE / mean_L).tolist()]
 
 
 def sequence_balance_loss(routing: Routing, segments: Segments) -> Tensor:

@@ -163,6 +163,16 @@ class ParallelTrainer(Trainer):
         """Return the model with all its weights on the first rank, None on the others; all ranks call it."""
         return self.ranks.whole_model(self.model, self.rows)
 
+    def _weights(self) -> dict[str, Tensor]:
+        return {**local_parameters(self.model), **dict(self.model.named_buffers())}
+
+    def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rows = self.rows
+        return {name: self.ranks.whole(name, one, rows[name]) if name in rows else one for name, one in named.items()}
+
+    def _own(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.ranks.own(name, one) if name in self.rows else one for name, one in named.items()}
+
     def _gradients(self, batch: Any) -> dict[str, float]:
         pieces = self.ranks.pieces(batch, self.settings.micro_tokens)
         if not pieces:

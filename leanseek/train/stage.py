@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leanseek.checkpoint.directory import empty_model, load_model
-from leanseek.checkpoint.resume import check_checkpoint, load_state, save_checkpoint
+from leanseek.checkpoint.background import Background
+from leanseek.checkpoint.directory import copy_of, empty_model, load_model
+from leanseek.checkpoint.resume import check_checkpoint, copy_of_state, load_state, save_checkpoint
 from leanseek.data.conversations import Conversations
 from leanseek.data.traces import Example
 from leanseek.errors import CheckpointError, DataError, RunError
@@ -183,19 +185,31 @@ class Stage:
             trainer.load_state_dict(load_state(folder))
         if writes:
             self.log.rewind(self.name, trainer.done)
-        kept = self.settings.keep_checkpoints
+        background = Background()
 
         def save(step: int, state: dict[str, Any]) -> None:
             whole = trainer.whole_model() if isinstance(trainer, ParallelTrainer) else model
-            if whole is not None:
-                save_checkpoint(self.run.checkpoint(self.name, step), whole, self.tokenizer, state)
-                self.run.prune(self.name, kept)
+            if whole is None:
+                return
+            if settings.write_behind:
+                whole = copy_of(whole) if whole is model else whole
+                background.start(partial(self._write, step, whole, copy_of_state(state)))
+            else:
+                self._write(step, whole, state)
 
-        def log(step: int, metrics: dict[str, float]) -> None:
+        def log(step: int, metrics: dict[str, Any]) -> None:
             if writes:
                 self.log.log(self.name, step, **metrics)
 
         precision = fp8(model) if self.settings.fp8 else nullcontext()
-        with progress(trainer.steps, self.name, shown=writes) as bar, precision:
-            trainer.fit(batches, Hooks(log, save, **hooks), bar)
+        with progress(trainer.steps, self.name, shown=writes) as bar, precision, background:
+            trainer.fit(batches, Hooks(log, save, check=background.check, **hooks), bar)
+        if writes and settings.keep_best and trainer.best is not None:
+            self.run.update(self.name, {"best": trainer.best})
         return trainer
+
+    def _write(self, step: int, model: Transformer, state: dict[str, Any]) -> None:
+        """Write a checkpoint, and delete those that are not kept."""
+        save_checkpoint(self.run.checkpoint(self.name, step), model, self.tokenizer, state)
+        best = state.get("best") if self.settings.keep_best else None
+        self.run.prune(self.name, self.settings.keep_checkpoints, best and best["step"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from leanseek.log import Progress
 from leanseek.model.count import forward_parts, training_parts
 from leanseek.model.transformer import Transformer
 from leanseek.sections.training import OptimiserSettings, TrainSettings
+from leanseek.train.average import Average
 from leanseek.train.balance import load_factor, loads, update_bias
 from leanseek.train.interrupt import Interrupt, interrupts
 from leanseek.train.objectives.loss import Loss
@@ -84,12 +86,14 @@ class Hooks:
         save: called with the number of steps done and the trainer's state.
         validate: called every `validate_every` steps, and at the end; returns metrics.
         enough: whether validation metrics say that the stage may end early.
+        check: called after each step; raises what went wrong beside the loop.
     """
 
     log: Callable[[int, dict[str, Any]], None]
     save: Callable[[int, dict[str, Any]], None]
     validate: Callable[[], dict[str, float]] | None = None
     enough: Callable[[Mapping[str, float]], bool] | None = None
+    check: Callable[[], None] = lambda: None
 
 
 class Trainer:
@@ -121,8 +125,11 @@ class Trainer:
         self.done = 0
         self.steps: int | None = settings.steps
         self.ended = False
+        self.best: dict[str, float] | None = None  # the lowest validation loss, and the step that had it
+        averages = settings.ema is not None or settings.average_from is not None
+        self.average = Average(self._weights(), settings) if averages else None
         self._counts: list[torch.Tensor] = []  # of the newest batch: per MoE layer, the use of each expert
-        self._used: list[torch.Tensor] = []  # the same, summed since it was last written down
+        self._used: torch.Tensor | None = None  # the same but of the MTP layer, summed since it was last written down
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
         """Take the optimiser steps of a batch, one as a rule; return its metrics: none where it teaches nothing.
@@ -157,9 +164,7 @@ class Trainer:
         update_bias(self.model, self._counts, balance_rate(self.done, self.steps or self.done + 1, self.settings))
         if counts := self._counts[: len(self.model.moe_layers)]:
             metrics["load_factor"] = load_factor(counts)
-            self._used = [
-                sum_E + count_E for sum_E, count_E in zip(self._used or [0] * len(counts), counts, strict=True)
-            ]
+            self._used = torch.stack(counts) if self._used is None else self._used + torch.stack(counts)
         return metrics
 
     def fit(self, batches: Batches, hooks: Hooks, progress: Progress) -> None:
@@ -185,39 +190,80 @@ class Trainer:
                 self.model.train()
                 metrics: dict[str, Any] = dict(batch.metrics) | self.step(batch.to(self.model.device))
                 self.done += 1
+                if self.average is not None:
+                    self.average.update(self.done, self.steps)
                 metrics["tokens_per_s"] = (self.meter.tokens - tokens) / (time.monotonic() - start_s)
                 if "skipped" in metrics:
                     progress.say(f"  step {self.done} skipped: its gradient's norm is {metrics['gradient_norm']:.3g}")
                 last = self.done == self.steps
                 watched = hooks.validate is not None and (last or self.done % self.settings.validate_every == 0)
+                best = False
                 if watched and hooks.validate is not None:
-                    measured = hooks.validate()
+                    with self._averaged():
+                        measured = hooks.validate()
                     metrics |= measured
+                    best = self._is_best(measured)
                     self.ended = hooks.enough is not None and hooks.enough(measured)
                     progress.say(f"  step {self.done}: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()))
-                if self._used and (last or self.done % (ROWS_PER_LOAD * every) == 0):
-                    metrics["expert_load"], self._used = loads(self._used), []
+                if self._used is not None and (last or self.done % (ROWS_PER_LOAD * every) == 0):
+                    metrics["expert_load"], self._used = loads(self._used), None
                 if last or watched or self.done % every == 0 or "skipped" in metrics:
                     hooks.log(self.done, metrics)
                 progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
                 stops = self._wants_to_stop(interrupt)
-                if last or self.ended or stops or self.done % self.settings.checkpoint_every == 0:
-                    hooks.save(self.done, self.state_dict())
+                due = self.done % self.settings.checkpoint_every == 0 or (best and self.settings.keep_best)
+                if last or self.ended or stops or due:
+                    with self._averaged():
+                        hooks.save(self.done, self.state_dict())
                 if stops:
                     raise KeyboardInterrupt
+                hooks.check()
+        if self.average is not None:
+            self.average.settle()
         self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, beside the weights, that an exact continuation needs."""
         state = {"done": self.done, "steps": self.steps, "ended": self.ended, "optimiser": self.optimiser.state_dict()}
+        state |= {} if self._used is None else {"used": self._used}
+        state |= {} if self.best is None else {"best": self.best}
+        if self.average is not None:
+            state["average"] = {kind: self._whole(named) for kind, named in self.average.state_dict().items()}
         return state if self.spikes is None else state | {"spikes": self.spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` gave."""
         self.done, self.steps, self.ended = int(state["done"]), int(state["steps"]), bool(state["ended"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self._used, self.best = state.get("used"), state.get("best")
+        if self.average is not None:
+            self.average.load_state_dict({kind: self._own(named) for kind, named in state["average"].items()})
         if self.spikes is not None and "spikes" in state:
             self.spikes.load_state_dict(state["spikes"])
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Show the mean of the weights inside the block, where one is kept."""
+        return nullcontext() if self.average is None else self.average.shown()
+
+    def _is_best(self, measured: Mapping[str, float]) -> bool:
+        """Whether a validation loss is the lowest so far; it is then remembered."""
+        loss = measured.get("validation_loss")
+        if loss is None or (self.best is not None and not loss < self.best["validation_loss"]):
+            return False
+        self.best = {"step": self.done, "validation_loss": loss}
+        return True
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Return all that checkpoints hold of the model and that is here; the very tensors, router biases too."""
+        return dict(self.model.state_dict())
+
+    def _whole(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole tensors of those that `_weights` named."""
+        return dict(named)
+
+    def _own(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what is here of whole tensors."""
+        return dict(named)
 
     def _gradients(self, batch: TrainingBatch) -> dict[str, float]:
         """Fill the gradients from a batch, its parts shared among the workers, and charge the work."""

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import signal
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +28,7 @@ from leanseek.train.pretrain import pretrain
 from leanseek.train.sft import sft
 from leanseek.train.stage import Stage
 
+WHO = ("whole", "parts", "plain")
 TASKS = ("running_total", "largest")
 
 
@@ -199,7 +202,8 @@ def test_only_the_newest_checkpoints_are_kept(make_run, tiny_tokenizer, keep, le
 
 @pytest.mark.parametrize("where", [(resume, "save_file"), (os, "fsync")], ids=["weights", "fsync"])
 def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(make_run, tiny_tokenizer, monkeypatch, where):
-    run, whole = make_run(), make_run("whole")
+    at_once = {"pretrain__write_behind": False}  # so that it is the save of step 6 alone that meets the full disk
+    run, whole = make_run(**at_once), make_run("whole", **at_once)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -252,6 +256,87 @@ def test_from_a_damaged_checkpoint_it_goes_back_to_the_one_before(make_run, tiny
     assert "pretrain-6 is damaged" in told.err + told.out and "going back to pretrain-3" in told.err + told.out
     assert (run.folder / "checkpoints" / "damaged-pretrain-6").is_dir(), "nothing is thrown away"
     assert_same_checkpoint(whole, run, "pretrain")
+
+
+@pytest.mark.parametrize("mean", [{"ema": 0.7}, {"average_from": 0.3}], ids=lambda mean: next(iter(mean)))
+def test_a_mean_of_the_weights_resumes_bit_by_bit(make_run, tiny_tokenizer, mean):
+    mean = {f"pretrain__{name}": value for name, value in mean.items()}
+    whole, parts, plain = (make_run(folder, **changes) for folder, changes in zip(WHO, (mean, mean, {}), strict=True))
+    figures = work("pretrain", whole, tiny_tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        work("pretrain", parts, tiny_tokenizer, interrupt=True)
+    assert work("pretrain", parts, tiny_tokenizer) == figures == work("pretrain", parts, tiny_tokenizer)
+    assert_same_checkpoint(whole, parts, "pretrain")
+    work("pretrain", plain, tiny_tokenizer)
+    learnt = load_state(whole.latest("pretrain"))["average"]["weights"]
+    for name, weight in load_model(plain.latest("pretrain")).state_dict().items():
+        assert torch.equal(learnt[name], weight), "the folder has the mean; beside it lies what was learnt"
+
+
+def test_a_write_goes_on_beside_the_steps_and_its_failure_is_told_at_the_next(make_run, tiny_tokenizer, monkeypatch):
+    """The disk is full while step 2 is written: steps go on, then the run stops, and loses no checkpoint."""
+    run, whole = (make_run(name, pretrain__checkpoint_every=1) for name in ("run", "whole"))
+    failing, stepped = threading.Event(), threading.Event()
+    write, calls = resume.save_file, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            failing.set()
+            assert stepped.wait(60), "the steps do not wait for the write"
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args, **kwargs)
+
+    class Stepping(RunLog):
+        def log(self, stage: str, step: int, **values: Any) -> None:
+            super().log(stage, step, **values)
+            if step == 3:
+                assert failing.wait(60)
+                stepped.set()
+
+    monkeypatch.setattr(resume, "save_file", full)
+    stage = replace(stage_of(run, "pretrain", tiny_tokenizer), log=Stepping(run.metrics_path))
+    corpus = tokenise(run.recipe, tiny_tokenizer)
+    with pytest.raises(CheckpointError, match=r"pretrain-2 cannot be saved.*earlier checkpoints are untouched"):
+        pretrain(stage, corpus)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["pretrain-1"]
+    assert [row["step"] for row in rows(run, "pretrain")][-1] == 3, "it was told at once"
+    for one in (run, whole):
+        work("pretrain", one, tiny_tokenizer)
+    assert_same_checkpoint(whole, run, "pretrain")
+
+
+def test_ctrl_c_waits_for_the_write(make_run, tiny_tokenizer, monkeypatch):
+    run, write = make_run(), resume.save_file
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.3)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(resume, "save_file", slow)
+    with pytest.raises(KeyboardInterrupt):
+        work("pretrain", run, tiny_tokenizer, interrupt=True)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["pretrain-3"]
+
+
+def test_written_behind_or_at_once_is_the_same(make_run, tiny_tokenizer):
+    behind, at_once = make_run("behind"), make_run("at_once", pretrain__write_behind=False)
+    for run in (behind, at_once):
+        work("pretrain", run, tiny_tokenizer)
+    assert_same_checkpoint(behind, at_once, "pretrain")
+
+
+def test_the_best_is_kept_beside_the_newest(make_run, tiny_tokenizer, monkeypatch):
+    """Validation losses are made up: step 4 is the best, though no checkpoint was due then."""
+    losses = iter([3.0, 2.0, 2.5, 2.5])
+    monkeypatch.setattr("leanseek.train.pretrain.mean_loss", lambda *_: next(losses))
+    changes = {"validate_every": 2, "checkpoint_every": 5, "keep_best": True}
+    run = make_run(**{f"pretrain__{name}": value for name, value in changes.items()})
+    (run.folder / "checkpoints" / ".pretrain-1.killed").mkdir(parents=True)
+    work("pretrain", run, tiny_tokenizer)
+    left = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    assert left == ["pretrain-4", "pretrain-6"], "and nothing of a write that was killed"
+    assert run.summary["pretrain"]["best"] == {"step": 4, "validation_loss": 2.0}
 
 
 def test_a_growing_batch_resumes_at_the_exact_place(make_run, tiny_tokenizer, tiny_model):

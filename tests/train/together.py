@@ -42,6 +42,10 @@ def train(trainer: Trainer, batches: list[Batch]) -> dict[str, Any]:
     for batch in batches:
         metrics.append(trainer.step(batch))
         trainer.done += 1
+        if trainer.average is not None:
+            trainer.average.update(trainer.done, len(batches))
+    if trainer.average is not None:
+        trainer.average.settle()
     return {"metrics": metrics, "gradients": gradients, "state": trainer.state_dict()}
 
 

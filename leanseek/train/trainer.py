@@ -93,7 +93,7 @@ class Hooks:
     save: Callable[[int, dict[str, Any]], None]
     validate: Callable[[], dict[str, float]] | None = None
     enough: Callable[[Mapping[str, float]], bool] | None = None
-    check: Callable[[], None] = lambda: None
+    check: Callable[[], None] | None = None
 
 
 class Trainer:
@@ -217,7 +217,8 @@ class Trainer:
                         hooks.save(self.done, self.state_dict())
                 if stops:
                     raise KeyboardInterrupt
-                hooks.check()
+                if hooks.check is not None:
+                    hooks.check()
         if self.average is not None:
             self.average.settle()
         self.model.eval()

@@ -22,6 +22,7 @@ from leanseek.cost.card import model_card
 from leanseek.cost.energy import EnergyMeter
 from leanseek.cost.ledger import Charge, Ledger
 from leanseek.cost.rates import load_rates
+from leanseek.cost.spending import Spending, peak_flops
 from leanseek.data.contamination import Contamination, contamination
 from leanseek.data.dialogues import read_dialogues
 from leanseek.data.preferences import read_preferences
@@ -324,7 +325,12 @@ class _Line:
         return contamination(held_out, itertools.chain(corpus, trained))
 
     def _stage(self, name: str, charge: Charge) -> Stage:
-        return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers, self.ranks)
+        recipe, ranks = self.recipe, self.ranks
+        gpu = torch.cuda.get_device_name() if recipe.device == "cuda" else None
+        threads = recipe.threads or available_threads() if ranks is None else torch.get_num_threads()
+        count = (threads if gpu is None else 1) * (1 if ranks is None else ranks.place.world)
+        spending = Spending(self.ledger, charge, peak_flops(count, recipe.dtype, recipe.cost.hardware, gpu))
+        return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers, ranks, spending)
 
     def _load_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -83,6 +84,10 @@ def test_a_measured_machine_says_beforehand_what_a_run_will_take(make_run, quiet
 def test_the_whole_line(make_run, quiet, capsys):
     run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
     stages.make(run)
+    told = capsys.readouterr().err
+    assert re.search(r"grpo: 4 of 4, .*reward [\d.]+, (MFU [\d.]+%, )?[\d.]+ J, \$0\.\d+", told), (
+        "what it has cost so far"
+    )
     summary = run.summary
     assert summary.keys() == {*STAGES, "accuracy", "mtp", "totals", "machine", "model", "contamination"}
     for stage in STAGES:

@@ -101,6 +101,8 @@ class Ledger:
         self.grid = grid
         self._clock, self._now = clock, now
         self._open: str | None = None
+        self._start_s = 0.0
+        self._before: dict[str, Any] | None = None  # what earlier rows sum up to
 
     @contextmanager
     def charge(self, stage: str) -> Iterator[Charge]:
@@ -116,16 +118,25 @@ class Ledger:
         charge, self._open = Charge(stage), stage
         forget_peak_memory()
         before = storage_bytes()
-        start_s = self._clock()
+        self._before = self.totals()[ALL_STAGES]
+        self._start_s = self._clock()
         self.meter.start()
         try:
             yield charge
         finally:
-            seconds = self._clock() - start_s
+            seconds = self._clock() - self._start_s
             joules = self.meter.read_joules()
             self.meter.stop()
             self._open = None
             self._append(charge, seconds, joules, before)
+
+    def so_far(self) -> tuple[float, float]:
+        """Return the joules and the dollars of all rows and of what is being charged now."""
+        before = self.totals()[ALL_STAGES] if self._open is None or self._before is None else self._before
+        joules, usd = before["joules"], before["usd"]
+        if self._open is None:
+            return joules, usd
+        return joules + self.meter.read_joules(), usd + (self._clock() - self._start_s) / 3600 * self.usd_per_hour
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all rows, oldest first, without their seals; a line that a crash cut off is left out."""

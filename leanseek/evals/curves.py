@@ -104,6 +104,17 @@ def _of_pretraining(title: str, rows: Sequence[Row], before: Sequence[Row], task
     ]
 
 
+def _loss(title: str, rows: Sequence[Row]) -> Chart:
+    """Return how surprised a model is by what it learns, and by what is kept aside."""
+    return Chart(
+        f"{title}: loss",
+        "How surprised the model is by the next token of what it learns, in nats; lower is better. Dots: what it never "
+        "learns. Where they rise while the line falls, it learns by heart.",
+        "number",
+        (*_smoothed(rows, "loss", "learnt", 0), *_dots(rows, "validation_loss", "kept aside", 1)),
+    )
+
+
 def _of_sft(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
     return [
         Chart(
@@ -111,7 +122,38 @@ def _of_sft(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Seque
             "Share answered right, on problems kept for watching; the worked solutions teach it how to think.",
             "percent",
             _by_task(rows, "heldout", tasks),
-        )
+        ),
+        _loss(title, rows),
+    ]
+
+
+def _of_dpo(title: str, rows: Sequence[Row], before: Sequence[Row], tasks: Sequence[str]) -> list[Chart]:
+    return [
+        Chart(
+            f"{title}: pairs told apart",
+            "Share of pairs whose better reply has become likelier than the worse one, by the first model's measure. "
+            "Dots: pairs that it never learns from.",
+            "percent",
+            (
+                *_smoothed(rows, "preferred", "learnt", 0),
+                *_dots(rows, "validation_preferred", "kept aside", 1),
+            ),
+        ),
+        Chart(
+            f"{title}: rewards",
+            "How much likelier the better and the worse replies have become than they were at first, times beta.",
+            "number",
+            (
+                *_smoothed(rows, "chosen_reward", "better reply", 2, raw=False),
+                *_smoothed(rows, "rejected_reward", "worse reply", 4, raw=False),
+            ),
+        ),
+        Chart(
+            f"{title}: loss",
+            "log 2 = 0.69 at first, where no reply is preferred; lower is better. Dots: pairs it never learns from.",
+            "number",
+            (*_smoothed(rows, "loss", "learnt", 0), *_dots(rows, "validation_loss", "kept aside", 1)),
+        ),
     ]
 
 
@@ -200,9 +242,15 @@ def _each(rows: Sequence[Row], prefix: str, names: Sequence[str]) -> tuple[Curve
 
 
 # Titles of the usual stages.
-USUAL = {"pretrain": "Pretraining", "sft": "Cold start (SFT)", "grpo": "GRPO"}
+USUAL = {"pretrain": "Pretraining", "sft": "Cold start (SFT)", "grpo": "GRPO", "dpo": "Preferences (DPO)"}
 # Kind of stage -> what is drawn of it.
-CHARTS = {"pretrain": _of_pretraining, "sft": _of_sft, "grpo": _of_grpo, "distill": _of_distillation}
+CHARTS = {
+    "pretrain": _of_pretraining,
+    "sft": _of_sft,
+    "grpo": _of_grpo,
+    "distill": _of_distillation,
+    "dpo": _of_dpo,
+}
 
 
 def thin(points: Points, limit: int = POINTS) -> Points:

@@ -19,6 +19,7 @@ from leanseek.cost.ledger import ALL_STAGES, Ledger
 from leanseek.envs.environment import load_environment
 from leanseek.errors import TaskError
 from leanseek.evals.curves import charts
+from leanseek.evals.heat import heat
 from leanseek.files import write_atomic
 from leanseek.log import RunLog, values_without_nan
 from leanseek.run import Run
@@ -72,7 +73,8 @@ def contents(run: Run) -> dict[str, Any]:
     rows = RunLog(run.metrics_path).read()
     values = run.recipe.model_dump(mode="json")
     titles, models = stage_titles(values), compared(values)
-    titles = {stage: title for stage, title in titles.items() if stage in run.recipe.line}
+    wanted = [stage for stage in run.recipe.line if stage != "eval" or run.recipe.environments]
+    titles = {stage: title for stage, title in titles.items() if stage in wanted}
     drawn = charts(rows, run.recipe.line, {stage: run.recipe.before(stage) for stage in run.recipe.line})
     stages = [stage for stage in titles if (summary.get(stage) or {}).get("done")]
     tasks = _tasks(summary.get("accuracy") or {}, models)
@@ -83,6 +85,8 @@ def contents(run: Run) -> dict[str, Any]:
         "name": run.recipe.name,
         "headline": _headline(tasks),
         "machine": _machine(machine),
+        "start": None if run.recipe.grpo.start is None else Path(run.recipe.grpo.start).name,
+        "judged": bool(run.recipe.environments),
         "unfinished": None if len(stages) == len(titles) else [titles[stage] for stage in stages],
         # An absolute path would only tell strangers where the run lay.
         "resume": f"leanseek make --run {run.folder.name if run.folder.is_absolute() else run.folder} --resume",
@@ -90,7 +94,8 @@ def contents(run: Run) -> dict[str, Any]:
         "compared": {stage: title for stage, title in models.items() if any(stage in t["shown"] for t in tasks)},
         "colours": {stage: _colour(stage, place) for place, stage in enumerate(models)},
         "tiles": _tiles(total, summary.get("model") or {}),
-        "facts": _facts(summary, rows),
+        "facts": _facts(summary, rows) + _of_own_data(summary, titles),
+        "heats": [one.to_dict() for stage, title in titles.items() if (one := heat(rows, stage, title)) is not None],
         "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
         "data": values_without_nan([chart.to_dict() for chart in drawn]),
         "films": _films(run.films_folder),
@@ -252,6 +257,26 @@ def _facts(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> lis
     load = _of(summary, "pretrain").get("load_factor")
     if load is not None:
         facts.append({"figure": f"{load:.2f}x", "label": "load of the busiest expert, 1 is even"})
+    return facts
+
+
+def _of_own_data(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what stages that learnt from the user's data have to show for it."""
+    facts = []
+    for stage, title in titles.items():
+        values = _of(summary, stage)
+        before, after = _of(values, "before").get("validation_loss"), values.get("validation_loss")
+        if before is not None and after is not None:
+            label = f"nats a token of what was kept aside, before and after {title}"
+            facts.append({"figure": f"{before:.3f} → {after:.3f}", "label": label})
+        if (preferred := values.get("validation_preferred")) is not None:
+            label = f"of unseen pairs are told apart rightly after {title}"
+            facts.append({"figure": units.format_percent(preferred), "label": label})
+        if best := _of(values, "best"):
+            label = (
+                f"step with the lowest validation loss of {title}, {best['validation_loss']:.3f}; its folder is kept"
+            )
+            facts.append({"figure": f"{best['step']:.0f}", "label": label})
     return facts
 
 

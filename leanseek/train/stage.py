@@ -42,6 +42,7 @@ class Stage:
         meter: where the work is charged.
         workers: threads that share the work of a step.
         ranks: processes that train together, each with its own `Stage`; None: this one trains alone.
+        note: what the person at the terminal is told beside the loss: what the run has cost so far.
     """
 
     run: Run
@@ -51,6 +52,7 @@ class Stage:
     meter: Meter
     workers: int = 1
     ranks: Ranks | None = None
+    note: Callable[[], str] | None = None
 
     @property
     def settings(self) -> TrainSettings:
@@ -203,7 +205,7 @@ class Stage:
 
         precision = fp8(model) if self.settings.fp8 else nullcontext()
         with progress(trainer.steps, self.name, shown=writes) as bar, precision, background:
-            trainer.fit(batches, Hooks(log, save, check=background.check, **hooks), bar)
+            trainer.fit(batches, Hooks(log, save, check=background.check, note=self.note, **hooks), bar)
         if writes and settings.keep_best and trainer.best is not None:
             self.run.update(self.name, {"best": trainer.best})
         return trainer

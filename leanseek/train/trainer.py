@@ -87,6 +87,7 @@ class Hooks:
         validate: called every `validate_every` steps, and at the end; returns metrics.
         enough: whether validation metrics say that the stage may end early.
         check: called after each step; raises what went wrong beside the loop.
+        note: what the person at the terminal is told beside the loss.
     """
 
     log: Callable[[int, dict[str, Any]], None]
@@ -94,6 +95,7 @@ class Hooks:
     validate: Callable[[], dict[str, float]] | None = None
     enough: Callable[[Mapping[str, float]], bool] | None = None
     check: Callable[[], None] | None = None
+    note: Callable[[], str] | None = None
 
 
 class Trainer:
@@ -209,7 +211,8 @@ class Trainer:
                     metrics["expert_load"], self._used = loads(self._used), None
                 if last or watched or self.done % every == 0 or "skipped" in metrics:
                     hooks.log(self.done, metrics)
-                progress.advance(note=" ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics))
+                told = [f"{k} {metrics[k]:.3f}" for k in ("loss", "reward") if k in metrics]
+                progress.advance(note=", ".join(told if hooks.note is None else [*told, hooks.note()]))
                 stops = self._wants_to_stop(interrupt)
                 due = self.done % self.settings.checkpoint_every == 0 or (best and self.settings.keep_best)
                 if last or self.ended or stops or due:

@@ -37,6 +37,23 @@ def test_each_metric_has_its_chart():
     assert found["GRPO: engine against trainer"].scale == "log"
 
 
+def test_stages_on_ones_own_data_have_theirs():
+    metrics = [
+        *rows("sft", "loss", [2.0, 1.0]),
+        *rows("sft", "validation_loss", [2.0, 1.5]),
+        *rows("dpo", "preferred", [0.5, 0.9]),
+        *rows("dpo", "validation_preferred", [0.5, 0.8]),
+        *rows("dpo", "chosen_reward", [0.0, 0.2]),
+        *rows("dpo", "rejected_reward", [0.0, -0.3]),
+        *rows("dpo", "loss", [0.69, 0.3]),
+    ]
+    found = by_title(metrics)
+    own = "Preferences (DPO)"
+    assert [*found] == ["Cold start (SFT): loss", f"{own}: pairs told apart", f"{own}: rewards", f"{own}: loss"]
+    labels = [[curve.label for curve in chart.curves] for chart in found.values()]
+    assert labels[0] == labels[1] == ["learnt", "kept aside"] and labels[2] == ["better reply", "worse reply"]
+
+
 def test_held_out_accuracy_under_grpo_starts_where_the_cold_start_ended():
     metrics = [*rows("sft", "heldout_largest", [0.1, 0.25]), *rows("grpo", "heldout_largest", [0.5])]
     (curve,) = by_title(metrics)["GRPO: problems it was not trained on"].curves

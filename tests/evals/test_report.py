@@ -252,6 +252,52 @@ def test_a_browser_draws_the_charts(tmp_path):
     assert re.search(r"reward.*?u-value\">0\.8<", page)
 
 
+def test_a_run_on_ones_own_data_says_what_it_learnt(tmp_path):
+    """No tasks, so nothing is to be evaluated: the page is of what it starts from and of what was kept aside."""
+    stages = {"sft": {}, "dpo": {"after": "sft"}}
+    start = {"grpo": {"start": "models/given"}, "dpo": {"data": "pairs.jsonl"}, "stages": stages, "environments": ()}
+    run = Run.create(tmp_path / "run", Recipe(**{"name": "mine", **start}))
+    before = {"before": {"validation_loss": 2.5}, "validation_loss": 1.25}
+    run.finish("sft", {**before, "best": {"step": 40, "validation_loss": 1.2}})
+    run.finish("dpo", {"validation_preferred": 0.875})
+    rows = [{"stage": "dpo", "step": step, "preferred": 0.5 + step / 10} for step in (1, 2)]
+    write_lines(run.metrics_path, rows)
+    page = Page(write_report(run.folder))
+    assert "The model given , trained further" in page.words and "made from nothing" not in page.words
+    assert "2.500 → 1.250 nats a token" in page.words and "87.5% of unseen pairs" in page.words
+    assert "40 step with the lowest validation loss" in page.words and "pairs told apart" in page.words
+    assert "not finished" not in page.words and "What it can" not in page.words
+
+
+def test_the_loads_of_experts_are_a_heat_map(tmp_path):
+    run = whole_run(tmp_path / "run")
+    loads = [[[1.0, 1.5, 0.5, 1.0], [1.0, 1.0, 1.0, 1.0]], [[1.0, 1.25, 0.75, 1.0], [3.0, 0.0, 0.0, 1.0]]]
+    rows = [{"stage": "pretrain", "step": 6 * n, "expert_load": load} for n, load in enumerate(loads, 1)]
+    write_lines(run.metrics_path, rows)
+    page = Page(write_report(run.folder))
+    assert "Steps 6 to 12, one row an expert. Busiest at the end: 3.00 (MoE layer 2, expert 1)." in page.words
+    drawn = {(one["x"], one["y"]): (one["class"], one["opacity"]) for tag, one in page.tags if tag == "rect"}
+    assert drawn == {
+        ("0", "1"): ("over", "0.5"),
+        ("0", "2"): ("under", "0.5"),
+        ("1", "1"): ("over", "0.25"),
+        ("1", "2"): ("under", "0.25"),
+        ("1", "5"): ("over", "1.0"),  # a row is left empty between layers, and all from twice the mean on is one colour
+        ("1", "6"): ("under", "1.0"),
+        ("1", "7"): ("under", "1.0"),
+    }
+
+
+def test_many_experts_show_each_layers_busiest(tmp_path):
+    run = whole_run(tmp_path / "run")
+    layer = [1.0] * 99 + [2.0]
+    rows = [{"stage": "pretrain", "step": n, "expert_load": [layer, layer, [1.0] * 100]} for n in (1, 2)]
+    write_lines(run.metrics_path, [*rows, {"stage": "pretrain", "step": 3, "expert_load": "damaged"}])
+    page = Page(write_report(run.folder))
+    assert "the busiest expert of each layer. Busiest at the end: 2.00 (MoE layer 1)" in page.words
+    assert sum(tag == "rect" for tag, _ in page.tags) == 4
+
+
 def test_a_film_is_in_the_page(tmp_path):
     run = evaluated(whole_run(tmp_path / "run"))
     assert "Watch it" not in Page(write_report(run.folder)).words

@@ -85,7 +85,13 @@ def make_app(
     handlers: dict[Any, Any] = {LeanseekError: _tell, HTTPException: _tell_http, Exception: _tell_unexpected}
     open_paths = (*OPEN_PATHS, *endpoints.page_files.paths)
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
-    app = Gate(app, api_keys, open_paths=open_paths, any_host=any_host)
+    replying = {path for (_, path), one in paths.items() if one in endpoints.replying}
+
+    def admit(path: str) -> None:
+        if path in replying:
+            bridge.make_room()
+
+    app = Gate(app, api_keys, open_paths=open_paths, any_host=any_host, admit=admit)
     if cors_origins:
         app = CORSMiddleware(
             app,
@@ -105,6 +111,11 @@ class Endpoints:
         self.bridge, self.served = bridge, served
         self.service = Service(bridge, served)
         self.page_files = Page()
+
+    @property
+    def replying(self) -> tuple[Endpoint, ...]:
+        """Those that let the model speak."""
+        return self.chat, self.complete, self.respond, self.messages
 
     def paths(self) -> dict[tuple[str, str], Endpoint]:
         """Return every method and path that is served, and by what."""

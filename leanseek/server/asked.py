@@ -13,6 +13,8 @@ from leanseek.server.wire import Drawing
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.effort import heeded, with_effort
 
+SHORT_CHARACTERS = 4096
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -52,6 +54,18 @@ class Asked:
             return False
         last = self.messages[-1]
         return not self.goes_on or (last.reasoning_content is not None and not last.content)
+
+    @property
+    def short(self) -> bool:
+        """Whether it is little text, without tools."""
+        texts = (text for one in self.messages for text in (one.content, one.reasoning_content))
+        called = any(one.tool_calls for one in self.messages)
+        return not called and not self.toolbox.offered and sum(map(len, filter(None, texts))) <= SHORT_CHARACTERS
+
+    @property
+    def guided(self) -> bool:
+        """Whether a grammar may be needed."""
+        return self.form is not None or bool(self.toolbox.offered)
 
     def prompt(self, chat: ChatFormat) -> list[int]:
         """Return the prompt's ids.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import math
 import queue
@@ -10,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from leanseek.engine.engine import Engine
@@ -184,6 +185,9 @@ class Bridge:
         except Exception as error:  # a background thread: what went wrong is told by wait() and GET /ready
             self.failure, self.state = error, "failed"
         else:
+            # Torch alone is a million objects that never go: looking through them would hold up every reply for long.
+            gc.collect()
+            gc.freeze()
             self.phase, self.progress, self.state = "ready", 1.0, "ready"
         self._settled.set()
         if self._engine is None:
@@ -257,12 +261,10 @@ class Bridge:
             self._fail_all(_failure(error))
             return
         self.steps += 1
-        arrived: dict[Ticket, list[Event | LeanseekError]] = defaultdict(list)
         said: dict[Ticket, list[Event]] = defaultdict(list)
         for event in events:
             ticket = self._tickets.get(event.request_id)
             if ticket is not None:
-                arrived[ticket].append(event)
                 said[ticket].append(event)
         self.tally.step(said, read or list(self._tickets.values()))
         for ticket, items in said.items():
@@ -270,7 +272,7 @@ class Bridge:
             if ticket.running == 0:
                 del self._tickets[ticket.request_id]
                 self.tally.finished(ticket)
-        self._send(arrived)
+        self._send(said)
 
     def _give_up(self, engine: Engine) -> None:
         """Let go of the requests whose turn did not come in time, and tell their clients."""
@@ -314,9 +316,9 @@ class Bridge:
             say(f"the engine failed and takes no more requests\n{traceback.format_exc().rstrip()}")
             self.failure, self.state = error, "failed"
 
-    def _send(self, arrived: dict[Ticket, list[Event | LeanseekError]]) -> None:
+    def _send(self, arrived: Mapping[Ticket, Sequence[Event | LeanseekError]]) -> None:
         """Wake each event loop once for all that its requests got."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Event | LeanseekError]]]] = defaultdict(list)
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Sequence[Event | LeanseekError]]]] = defaultdict(list)
         for ticket, items in arrived.items():
             loops[ticket.loop].append((ticket, items))
         for loop, mail in loops.items():
@@ -327,10 +329,9 @@ class Bridge:
                     self.cancel(ticket)
 
 
-def _deliver(mail: list[tuple[Ticket, list[Event | LeanseekError]]]) -> None:
+def _deliver(mail: Sequence[tuple[Ticket, Sequence[Event | LeanseekError]]]) -> None:
     for ticket, items in mail:
-        for item in items:
-            ticket.deliver(item)
+        ticket.deliver(items)
 
 
 def _failure(error: Exception) -> LeanseekError:

@@ -6,10 +6,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from leanseek.engine.request import Event
-from leanseek.server.jsontext import DONE, frame
+from leanseek.server.jsontext import DONE, frame, to_json
 from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, Scored, whole_calls
 from leanseek.server.usage import Usage
@@ -121,8 +122,13 @@ class Completion:
         usage: dict[str, Any] | None = None,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        return frame({**chunk, "usage": usage} if self.with_usage else chunk)
+        rest = {"choices": [choice], "usage": usage} if self.with_usage else {"choices": [choice]}
+        return self._beginning + to_json(rest)[1:] + b"\n\n"
+
+    @cached_property
+    def _beginning(self) -> bytes:
+        """What every chunk begins with, up to the comma behind it: written once, not for each token."""
+        return b"data: " + to_json(self._head("chat.completion.chunk"))[:-1] + b","
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

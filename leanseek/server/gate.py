@@ -5,14 +5,14 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from leanseek.errors import UsageError
-from leanseek.server.refusal import ApiError, error_response
+from leanseek.errors import LeanseekError, UsageError
+from leanseek.server.refusal import ApiError, as_api_error, error_response
 
 # Answered without a key: whether the server lives, and the page, which asks for the key itself.
 OPEN_PATHS = ("/", "/health", "/ready")
@@ -27,6 +27,8 @@ class Gate:
             that a web page cannot reach the server through a name that it points at this machine.
         open_paths: answered without a key.
         any_host: whether names that are not local are answered without keys too.
+        admit: raises for a path whose requests have no room now; their bodies are then not read. What a refusal takes
+            is taken from the replies that are under way.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Gate:
         *,
         open_paths: Sequence[str] = OPEN_PATHS,
         any_host: bool = False,
+        admit: Callable[[str], None] = lambda path: None,
     ) -> None:
         self._app, self._open_paths, self._any_host = app, frozenset(open_paths), any_host
+        self._admit = admit
         self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,19 +49,20 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(16)
+        request_id = secrets.token_hex(16).encode()
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers["x-content-type-options"] = "nosniff"
+                marks = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message["headers"], *marks]}
             await send(message)
 
         try:
             self._check(scope["path"], Headers(scope=scope))
-        except ApiError as error:
-            await error_response(error, scope["path"])(scope, receive, send_marked)
+            if scope["method"] == "POST":
+                self._admit(scope["path"])
+        except LeanseekError as error:
+            await error_response(as_api_error(error), scope["path"])(scope, receive, send_marked)
         else:
             await self._app(scope, receive, send_marked)
 

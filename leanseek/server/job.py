@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from leanseek.engine.request import Event
@@ -72,28 +72,29 @@ class Job:
     async def whole(self) -> Any:
         """Wait for all replies and return them as one object."""
         parts: list[list[Said]] = [[] for _ in self.replies]
-        async for index, said in self._said():
-            parts[index].append(said)
+        async for batch in self._said():
+            for index, said in batch:
+                parts[index].append(said)
         return self.answer.whole([Said.joined(part) for part in parts], self.replies, self.usage())
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the events of a stream."""
+        """Yield the events of a stream, those that are there at once together."""
         answer = self.answer
-        for event in answer.opening(Usage(sum(len(ticket.prompt_ids) for ticket in self.tickets))):
-            yield event
+        yield b"".join(answer.opening(Usage(sum(len(ticket.prompt_ids) for ticket in self.tickets))))
         try:
-            async for index, said in self._said():
-                for event in answer.piece(index, said, self.usage):
-                    yield event
-                if self.replies[index].finish_reason is not None:
-                    for event in answer.ending(index, self.replies[index]):
-                        yield event
+            async for batch in self._said():
+                if told := b"".join(self._told(batch)):
+                    yield told
         except LeanseekError as error:
-            for event in answer.failure(as_api_error(error)):
-                yield event
+            yield b"".join(answer.failure(as_api_error(error)))
             return
-        for event in answer.closing(self.replies, self.usage()):
-            yield event
+        yield b"".join(answer.closing(self.replies, self.usage()))
+
+    def _told(self, batch: Iterable[tuple[int, Said]]) -> Iterator[bytes]:
+        for index, said in batch:
+            yield from self.answer.piece(index, said, self.usage)
+            if self.replies[index].finish_reason is not None:
+                yield from self.answer.ending(index, self.replies[index])
 
     def usage(self) -> Usage:
         """Return what it has taken so far."""
@@ -111,31 +112,25 @@ class Job:
         for ticket in self.tickets:
             ticket.close()
 
-    async def _said(self) -> AsyncIterator[tuple[int, Said]]:
-        """Yield what replies say, each with its reply's place; nothing of a reply after its end."""
-        seen: set[int] = set()
+    async def _said(self) -> AsyncIterator[Iterable[tuple[int, Said]]]:
+        """Yield what replies say, each with its reply's place, as much at once as is there."""
         try:
-            async for index, event in self._events():
-                reply = self.replies[index]
-                if index not in seen:
-                    seen.add(index)
-                    self.answer.first(index, event)
-                if reply.finish_reason is None:
-                    said = reply.push(event)
-                    if reply.finish_reason is not None:
-                        self._ended(reply)
-                    yield index, said
+            async for place, events in merged(self.tickets):
+                yield self._pushed(self._first[place], events)
         except StoppingError:
             if not any(reply.tokens for reply in self.replies):
                 raise
-            for index, reply in enumerate(self.replies):
-                if reply.finish_reason is None:
-                    yield index, reply.end(CUT_OFF)
+            yield [(i, reply.end(CUT_OFF)) for i, reply in enumerate(self.replies) if reply.finish_reason is None]
 
-    async def _events(self) -> AsyncIterator[tuple[int, Event]]:
-        if len(self.tickets) == 1:
-            async for event in self.tickets[0]:
-                yield event.index, event
-        else:
-            async for place, event in merged(self.tickets):
-                yield self._first[place] + event.index, event
+    def _pushed(self, first: int, events: Iterable[Event]) -> Iterator[tuple[int, Said]]:
+        """Yield what events of one ticket add, each while its reply stands there; nothing of a reply after its end."""
+        for event in events:
+            index = first + event.index
+            reply = self.replies[index]
+            if reply.finish_reason is None:
+                if not reply.tokens:
+                    self.answer.first(index, event)
+                said = reply.push(event)
+                if reply.finish_reason is not None:
+                    self._ended(reply)
+                yield index, said

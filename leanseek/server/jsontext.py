@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def to_json(value: Any) -> bytes:
     """Write JSON as UTF-8; half a surrogate pair (a file name can hold one) stays an escape."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _encode(value).encode("utf-8", "backslashreplace")
 
 
 def frame(value: Any) -> bytes:

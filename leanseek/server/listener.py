@@ -28,7 +28,6 @@ from leanseek.server.protocol import Protocol
 from leanseek.server.service import Served
 from leanseek.server.store import Store
 
-HEADER_BYTES = 64 << 10
 MOST_REQUESTS = 1024
 MOST_USD_PER_HOUR = 1_000_000
 LONGEST_PORT = 65535
@@ -104,12 +103,11 @@ class Listener:
             ),
             http=Protocol,
             ws="none",
-            loop="asyncio",
+            loop="uvloop",
             lifespan="off",
             log_level="error",
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=HEADER_BYTES,
             ssl_certfile=None if tls is None else tls[0],
             ssl_keyfile=None if tls is None else tls[1],
         )

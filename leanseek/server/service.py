@@ -98,9 +98,12 @@ class Service:
             ApiError: the chat format cannot say it.
         """
         asked = replace(asked, messages=self.memory.restore(asked.messages))
-        # In a thread: the text may be megabytes, and other requests' tokens must not wait for it.
+        chat = self.chat
         try:
-            return await asyncio.to_thread(asked.prompt, self.chat)
+            if asked.short and chat.native:  # handing it over would take longer
+                return asked.prompt(chat)
+            # In a thread: the text may be megabytes, and other requests' tokens must not wait for it.
+            return await asyncio.to_thread(asked.prompt, chat)
         except (RecursionError, UsageError) as error:
             raise ApiError(400, f"{asked.param}: {error}", code="invalid_request", param=asked.param) from None
 
@@ -120,7 +123,7 @@ class Service:
         prompt_ids = await self.prompt_ids(asked)
         room_tokens = self.room(prompt_ids, asked.param)
         thinking = asked.begins_in_thinking(chat)
-        grammar = await asyncio.to_thread(asked.grammar, chat)
+        grammar = await asyncio.to_thread(asked.grammar, chat) if asked.guided else None
         params = asked.drawing.params(
             self.served.defaults,
             max_tokens=min(asked.max_tokens or room_tokens, room_tokens),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -27,25 +28,29 @@ class ClientGoneError(ConnectionError):
     """The client closed the connection before its answer was ready."""
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_disconnected(
+    receive: Receive, work: Coroutine[Any, Any, Result], *watches: Coroutine[Any, Any, None]
+) -> Result:
     """Do some work, but stop as soon as the client goes away.
 
     Args:
         receive: of a request whose body has been read.
         work: is cancelled when the client goes away.
+        watches: what else finds out that it did; each ends then.
     Raises:
         ClientGoneError: it did.
     """
-    task, watch = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+    task = asyncio.create_task(work)
+    tasks = [task, *(asyncio.create_task(one) for one in (_disconnect(receive), *watches))]
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGoneError("the client went away")
         return task.result()
     finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -66,11 +71,13 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._close = close
         self._sent = 0
+        self._sending_s: float | None = None  # since when the client has been given something that it does not take
+        self._over = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            await unless_disconnected(receive, self._answer(send))
+            await unless_disconnected(receive, self._answer(send), self._beat(send))
         except ClientGoneError:
             pass
         finally:
@@ -78,33 +85,34 @@ class EventStream(StreamingResponse):
 
     async def _answer(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        heart = asyncio.create_task(self._beat(send))
-        try:
-            async for event in self.body_iterator:
-                await self._send(send, event)
-        finally:
-            heart.cancel()
-            await asyncio.gather(heart, return_exceptions=True)
+        async for event in self.body_iterator:
+            await self._send(send, event)
+        self._over = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _beat(self, send: Send) -> None:
-        """Say something whenever nothing was sent for a while."""
+        """Say something whenever nothing was sent for a while; end when the client has taken nothing for long.
+
+        One clock a stream: a limit on each sending would cost as much as the sending.
+        """
         while True:
             sent = self._sent
-            await asyncio.sleep(KEEP_ALIVE_S)
-            if sent == self._sent:
-                await self._send(send, KEEP_ALIVE)
+            await asyncio.sleep(min(KEEP_ALIVE_S, TAKING_TIMEOUT_S))
+            if self._sending_s is not None:
+                if time.monotonic() - self._sending_s >= TAKING_TIMEOUT_S:
+                    return
+            elif sent == self._sent and not self._over:
+                try:
+                    async with asyncio.timeout(TAKING_TIMEOUT_S):
+                        await self._send(send, KEEP_ALIVE)
+                except TimeoutError:
+                    return
 
     async def _send(self, send: Send, body: Any) -> None:
         self._sent += 1
-        try:
-            async with asyncio.timeout(TAKING_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError:
-            raise ClientGoneError(f"the client took nothing for {TAKING_TIMEOUT_S:.0f} s") from None
-        # Neither sending nor taking an event that is there lets others run: a long burst would keep
-        # the loop from seeing that the client has left.
-        await asyncio.sleep(0)
+        self._sending_s = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._sending_s = None
 
 
 class PatientAnswer(Response):

@@ -44,20 +44,23 @@ class Tally:
         metrics.steps.add()
         metrics.joules.add(self._bill.joules - metrics.joules.total)
         metrics.busy_s.add(self._bill.busy_s - metrics.busy_s.total)
+        tokens = 0
         for ticket, events in said.items():
-            for index in {event.index for event in events}:
-                before_s = ticket.last_s.get(index)
+            cached = 0
+            for event in events:
+                before_s = ticket.last_s.get(event.index)
                 if before_s is None:
                     metrics.first_token_s.note(now_s - ticket.began_s)
-                else:
+                elif before_s != now_s:  # of this very step
                     metrics.between_s.note(now_s - before_s)
-                ticket.last_s[index] = now_s
-            metrics.completion_tokens.add(sum(event.token_id is not None for event in events))
-            if cached := max(event.cached_tokens for event in events):
+                ticket.last_s[event.index] = now_s
+                tokens += event.token_id is not None
+                cached = max(cached, event.cached_tokens)
+                if event.finish_reason is not None:
+                    metrics.replies.add(reason=event.finish_reason)
+            if cached:
                 metrics.cached_tokens.add(cached)
-            for reason in (event.finish_reason for event in events):
-                if reason is not None:
-                    metrics.replies.add(reason=reason)
+        metrics.completion_tokens.add(tokens)
 
     def finished(self, ticket: Ticket) -> None:
         """Count a request that was answered."""

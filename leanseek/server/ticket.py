@@ -78,7 +78,8 @@ class Ticket:
         self.siblings: Sequence[Ticket] = (self,)  # of one client's request, which begins with the first of them
         self.running = params.n  # replies that have not ended; the engine's thread counts
         self._cancel = cancel
-        self._arrived: asyncio.Queue[Event | LeanseekError] = asyncio.Queue()
+        self._arrived: list[Event | LeanseekError] = []
+        self._waiting: asyncio.Future[None] | None = None
         self._over = False
 
     def __enter__(self) -> Ticket:
@@ -96,33 +97,62 @@ class Ticket:
         return self._events()
 
     async def _events(self) -> AsyncIterator[Event]:
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Yield as `__aiter__`, but all events that are there at once: under load, what is behind is told in one go.
+
+        Raises:
+            EngineError: the engine failed, or the model's output broke.
+        """
         ended = 0
         while ended < self.params.n:
-            item = await self._arrived.get()
-            if isinstance(item, LeanseekError):
-                self._over = True
-                raise item
-            if item.finish_reason == "error":
-                # What else breaks a reply is a grammar that cannot be followed, and that is the client's.
-                broken = EngineError if item.error in (None, NOT_FINITE) else RefusedError
-                raise broken(item.error or "the reply broke")
-            if item.finish_reason is not None:
-                ended += 1
-                self._over = ended == self.params.n
-            yield item
+            batch: list[Event] = []
+            failure: LeanseekError | None = None
+            for item in await self._take():
+                failure = item if isinstance(item, LeanseekError) else _broken(item)
+                if failure is not None:
+                    self._over = True
+                    break
+                assert isinstance(item, Event)
+                ended += item.finish_reason is not None
+                batch.append(item)
+            if failure is None:
+                self._over = self._over or ended == self.params.n
+            if batch:
+                yield batch
+            if failure is not None:
+                raise failure
 
-    def deliver(self, item: Event | LeanseekError) -> None:
-        """Hand over an event or the failure that ends the request; called in the request's event loop.
+    async def _take(self) -> list[Event | LeanseekError]:
+        """Wait until something has arrived, and take all of it."""
+        if self._arrived:
+            await asyncio.sleep(0)  # others first: a long burst would keep the loop from seeing that a client has left
+        while not self._arrived:
+            self._waiting = self.loop.create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        taken, self._arrived = self._arrived, []
+        return taken
+
+    def deliver(self, items: Sequence[Event | LeanseekError]) -> None:
+        """Hand over events or the failure that ends the request; called in the request's event loop.
 
         A client that is too far behind loses its request, not the server its memory.
         """
-        if self._arrived.qsize() >= MOST_BEHIND:
-            if not self._over:
-                self.close()
-                message = f"the client is {MOST_BEHIND} tokens behind; the request was ended: read the stream faster"
-                self._arrived.put_nowait(BehindError(message))
-            return
-        self._arrived.put_nowait(item)
+        if len(self._arrived) >= MOST_BEHIND:
+            if self._over:
+                return
+            self.close()
+            message = f"the client is {MOST_BEHIND} tokens behind; the request was ended: read the stream faster"
+            items = [BehindError(message)]
+        self._arrived += items
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def close(self) -> None:
         """Cancel what is left of the request; may be called again."""
@@ -131,19 +161,32 @@ class Ticket:
             self._cancel(self)
 
 
-async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+def _broken(event: Event) -> LeanseekError | None:
+    """Return why a reply broke, if it did."""
+    if event.finish_reason != "error":
+        return None
+    # What else breaks a reply is a grammar that cannot be followed, and that is the client's.
+    kind = EngineError if event.error in (None, NOT_FINITE) else RefusedError
+    return kind(event.error or "the reply broke")
+
+
+async def merged(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, list[Event]]]:
     """Yield the events of several requests as they come, each with its request's place.
 
     Raises:
         LeanseekError: of the first request that fails.
     """
+    if len(tickets) == 1:
+        async for batch in tickets[0].batches():
+            yield 0, batch
+        return
     # Of bounded size, so that what a slow client has not taken stays where it is counted.
-    arrived: asyncio.Queue[tuple[int, Event | LeanseekError | None]] = asyncio.Queue(MERGED)
+    arrived: asyncio.Queue[tuple[int, list[Event] | LeanseekError | None]] = asyncio.Queue(MERGED)
 
     async def follow(place: int, ticket: Ticket) -> None:
         try:
-            async for event in ticket:
-                await arrived.put((place, event))
+            async for batch in ticket.batches():
+                await arrived.put((place, batch))
         except LeanseekError as error:
             await arrived.put((place, error))
         await arrived.put((place, None))

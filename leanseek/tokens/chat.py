@@ -83,6 +83,11 @@ class ChatFormat:
         self.think_id, self.end_think_id = tokenizer.find(THINK), tokenizer.find(END_THINK)
 
     @property
+    def native(self) -> bool:
+        """Whether our own code writes it; a template is a stranger's program, which may take its time."""
+        return self.name in _NATIVE
+
+    @property
     def replays(self) -> Replays | None:
         """How texts of the history were said; None: they are encoded anew."""
         return self._marks.replays

@@ -446,6 +446,38 @@ def test_headers_have_a_limit(script, serve):
     assert send(listener, "GET", "/health")[0] == 200
 
 
+def test_a_head_in_many_small_parts_has_a_limit(script, serve):
+    listener = serve(script("a", "b"))
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+        opened.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-endless: ")
+        try:
+            for _ in range(64):
+                opened.sendall(b"a" * 4096)
+            said = opened.recv(100)
+        except ConnectionError:
+            said = b""
+    assert said == b"" or said.startswith(b"HTTP/1.1 431 ")
+    assert send(listener, "GET", "/health")[0] == 200
+
+
+def test_a_full_server_refuses_before_it_reads_a_body(script, serve):
+    engine = script("a", "b")
+    listener = serve(engine, most_requests=1)
+    engine.hold()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
+    with begin(listener, stream=True):
+        until(lambda: listener.bridge.active == 1)
+        with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+            opened.sendall(head)
+            assert opened.recv(1000).startswith(b"HTTP/1.1 429 ")
+            opened.sendall(
+                b"x" * 1000 + b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+            )  # and the connection goes on
+            assert opened.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert send(listener, "GET", "/health")[0] == 200
+        engine.free()
+
+
 @pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nX-Slow: "])
 def test_a_client_that_never_says_what_it_wants_is_dropped(script, serve, monkeypatch, said):
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)

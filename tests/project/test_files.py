@@ -171,5 +171,6 @@ def test_dependencies_are_declared(root, modules):
     assert extras == {"nvidia_ml_py", "gguf", "ray", "mujoco", "pillow"}
     known = declared | {"pynvml", "gguf", "ray", "mujoco", "PIL", "pydantic_core"}  # by their modules' names
     assert outside <= known, f"not declared: {outside - known}"
-    indirect = {"numpy"}  # safetensors needs it to write torch's tensors, and does not bring it along
+    # safetensors needs numpy to write torch's tensors, and does not bring it along; uvicorn loads uvloop by its name
+    indirect = {"numpy", "uvloop"}
     assert declared <= outside | indirect, f"declared, never imported: {declared - outside}"

@@ -120,7 +120,6 @@ class Engine:
             whole_texts=cache_bytes is None,
             drafts=drafts,
             record_experts=self.record_experts,
-            invariant=self.invariant,
         )
         self._gain = Gain()
         self._drawn: Drawn | None = None
@@ -389,7 +388,7 @@ class Engine:
     def _read(self, parts: Sequence[tuple[Reading, int, int]]) -> int | None:
         """Read pieces of prompts; the samples whose prompt is read become rows and get their first token."""
         hidden_TD, segments, routing = self.runner.read(parts)
-        tell_prompts(self.model, parts, hidden_TD, segments)
+        tell_prompts(self.runner.forward, parts, hidden_TD, segments)
         ended: list[tuple[int, Reading]] = []
         for place, (reading, _, end) in enumerate(parts):
             reading.done = end
@@ -425,7 +424,7 @@ class Engine:
                 rows.experts[row, : segments.lengths[place]] = stacked[first : first + segments.lengths[place]]
         self._changed()
         row_M = torch.tensor([place for _, place in entries], device=hidden_TD.device)
-        logits_SW = self.model.logits(hidden_TD.index_select(0, segments.last_S)).index_select(0, row_M)
+        logits_SW = self.runner.forward.logits(hidden_TD.index_select(0, segments.last_S)).index_select(0, row_M)
         self._take(start, logits_SW)
         if self.speculation is not None:
             for one, token in zip(rows.samples[start:], rows.last[start : len(rows)].tolist(), strict=True):

@@ -39,6 +39,7 @@ class PagedCache:
         self._cleared = 0  # positions of all blocks
         self._clean = [False] * blocks
         self._tables_SB: Tensor | None = None
+        self._in_order_S1 = torch.arange(blocks, device=device)[:, None]
 
     @staticmethod
     def bytes_per_token(specs: Sequence[CacheSpec]) -> int:
@@ -82,16 +83,11 @@ class PagedCache:
         """Return the rows' latents, padded to `longest` positions."""
         return self._rows(layer, len(segments.lengths), longest)
 
-    def append(
-        self, layer: int, latent_SC: Tensor, rows_S: Tensor, positions_S: Tensor, longest: int, level: bool
-    ) -> Tensor:
-        """Store one new latent for each row, and return the rows; as `model.cache.ContiguousCache.append`."""
-        if level and self._tables_SB is None:
-            kept_SKC = self._rows(layer, latent_SC.shape[0], longest)
-            kept_SKC[:, -1] = latent_SC
-            return kept_SKC
-        self._put(layer, latent_SC, rows_S, positions_S)
-        return self._rows(layer, latent_SC.shape[0], longest)
+    def pages(self, texts: int) -> Tensor:
+        """Return the blocks of the texts in use, as `model.cache.PagedView.pages`."""
+        if self._tables_SB is None:
+            return self._in_order_S1[:texts]
+        return self._tables_SB
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` positions of some blocks onto others, in every layer."""

@@ -20,7 +20,7 @@ from leanseek.model.transformer import Transformer
 
 
 class Runner:
-    """The only part of the engine that computes hidden states.
+    """The only part of the engine that computes hidden states: by the native decoder where it suits, else by the model.
 
     Args:
         model: its weights are read as they are at each call.
@@ -29,7 +29,6 @@ class Runner:
         whole_texts: whether a block is a whole text; the rows then lie side by side.
         drafts: tokens that the MTP layer drafts at once; 0: none.
         record_experts: whether the routing is kept.
-        invariant: whether a row's bits may not depend on the rows beside it; the merged decoder is then left out.
     """
 
     def __init__(
@@ -41,12 +40,11 @@ class Runner:
         whole_texts: bool,
         drafts: int,
         record_experts: bool,
-        invariant: bool = False,
     ) -> None:
         self.model, self.whole_texts, self.record_experts = model, whole_texts, record_experts
         self.cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
-        self.speculation = Speculation(model, self.cache, drafts) if drafts else None
-        self._decoder = Decoder(model) if Decoder.suits(model) and not invariant else None
+        self.forward: Transformer | Decoder = Decoder(model) if Decoder.suits(model) else model
+        self.speculation = Speculation(self.forward, self.cache, drafts) if drafts else None
         self._stale = True  # whether the tables in use are not the rows'
 
     def copy(self, copies: Sequence[Copy]) -> None:
@@ -80,7 +78,7 @@ class Runner:
         self.cache.use([reading.blocks for reading, _, _ in parts])
         self._stale = True
         routing = Routing() if self.record_experts else None
-        hidden_TD = self.model(torch.tensor(tokens, device=device), segments, self.cache, routing)
+        hidden_TD = self.forward(torch.tensor(tokens, device=device), segments, self.cache, routing)
         if self.speculation is not None:
             self.speculation.read(parts, hidden_TD, segments)
         return hidden_TD, segments, routing
@@ -91,11 +89,8 @@ class Runner:
         last_S, position_S, longest = rows.last[:count], rows.position[:count], rows.longest + 1
         routing = Routing() if self.record_experts else None
         self._use(rows.samples, longest)
-        if self._decoder is not None:
-            logits_SW = self._decoder(last_S, position_S, longest, rows.level, self.cache, routing)
-        else:
-            segments = Segments.decode(position_S, longest, rows.level)
-            logits_SW = self.model.logits(self.model(last_S, segments, self.cache, routing))
+        segments = Segments.decode(position_S, longest, rows.level)
+        logits_SW = self.forward.logits(self.forward(last_S, segments, self.cache, routing))
         rows.advance(None if routing is None else routing.experts)
         return logits_SW
 

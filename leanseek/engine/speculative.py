@@ -11,6 +11,7 @@ from torch import Tensor
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.sampler import SamplingRows, sample, uniform
 from leanseek.engine.scheduler import Reading, Sample
+from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -61,7 +62,7 @@ class Speculation:
     Source: DeepSeek-V3 report section 5.4.3; Leviathan et al. 2023 (arXiv 2211.17192) for checking drafts.
     """
 
-    def __init__(self, model: Transformer, cache: PagedCache, drafts: int) -> None:
+    def __init__(self, model: Transformer | Decoder, cache: PagedCache, drafts: int) -> None:
         self.model, self.cache, self.drafts = model, cache, drafts
         self.drafted = self.accepted = 0
         self._unread: dict[Sample, _Unread] = {}
@@ -142,7 +143,7 @@ class Speculation:
         """Return drafts_SJ; the MTP layer reads what it has not read on the way."""
         unread = [self._unread[one] for one in samples]
         lengths = tuple(len(one.next_tokens) for one in unread)
-        device = self.model.device
+        device = self.cache.store.device
         begins = tuple(position - length for position, length in zip(positions, lengths, strict=True))
         segments = Segments(lengths, cached_lengths=begins, device=device)
         next_T = torch.tensor([token for one in unread for token in one.next_tokens], device=device)

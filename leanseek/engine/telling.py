@@ -12,6 +12,7 @@ from leanseek.engine.request import TopLogprobs
 from leanseek.engine.rows import Rows
 from leanseek.engine.rules import top_logprobs
 from leanseek.engine.scheduler import Reading
+from leanseek.model.decoder import Decoder
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 
@@ -86,7 +87,7 @@ def noted(rows: Rows, start: int) -> dict[int, str]:
 
 
 def tell_prompts(
-    model: Transformer, parts: Sequence[tuple[Reading, int, int]], hidden_TD: Tensor, segments: Segments
+    model: Transformer | Decoder, parts: Sequence[tuple[Reading, int, int]], hidden_TD: Tensor, segments: Segments
 ) -> None:
     """Give samples that ask for them the log-probabilities of their prompt's tokens, as far as it was just read.
 

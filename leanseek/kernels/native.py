@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 3
+ABI = 4
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -28,6 +28,7 @@ _I32, _I64, _F32, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, cty
 _FAILURES = {
     1: "there is not enough memory for its activations; give it fewer tokens at once",
     2: "a token chose an expert that there is not",
+    4: "a token is none of the vocabulary, or a text is longer than its pages",
     3: "a weight is not finite, or too large for its scale: it cannot be packed",
 }
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -36,6 +37,8 @@ _CALLS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_I32, *(_POINTER,) * 5, _I64, _I64, _F32),
     "pack": (_I32, _I32, _POINTER, _I64, _I64, _POINTER, _POINTER),
     "packed_linear": (_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _POINTER),
+    "decode": (_POINTER, _POINTER),
+    "panels_product": (_POINTER, _I64, _I64, _POINTER, _I64, _POINTER),
     "stream": (_POINTER, _I64, _POINTER),
     "peak": (_I64, _POINTER),
     "packed_experts": (

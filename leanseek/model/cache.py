@@ -41,24 +41,17 @@ class CacheView(Protocol):
         """Return the segments' latents from position 0 on, padded: [S, longest, C]."""
 
 
-class DecodeView(Protocol):
-    """The part of a cache that the merged decoder works on."""
+class PagedView(CacheView, Protocol):
+    """A cache as the compiled library sees it: texts' latents in pages of one tensor.
 
-    def append(
-        self, layer: int, latent_SC: Tensor, rows_S: Tensor, positions_S: Tensor, longest: int, level: bool
-    ) -> Tensor:
-        """Store one new latent for each of the first S rows, and return these rows.
+    Attributes:
+        store: [layers, pages, tokens of a page, C].
+    """
 
-        Args:
-            layer: which.
-            latent_SC: one per row.
-            rows_S: 0 .. S - 1.
-            positions_S: where each goes.
-            longest: the largest position + 1.
-            level: whether all positions are the same.
-        Returns:
-            [S, longest, C].
-        """
+    store: Tensor
+
+    def pages(self, texts: int) -> Tensor:
+        """Return the pages of each of the next call's texts, in the order of its tokens: int64, [S, pages of one]."""
 
 
 class ContiguousCache:
@@ -86,9 +79,6 @@ class ContiguousCache:
         """Return the rows' latents, padded to `longest` positions."""
         return self.store[layer, : len(segments.lengths), :longest]
 
-    def append(
-        self, layer: int, latent_SC: Tensor, rows_S: Tensor, positions_S: Tensor, longest: int, level: bool
-    ) -> Tensor:
-        """Store one new latent for each row, and return the rows; as `DecodeView.append`."""
-        self.store[layer].index_put_((rows_S, positions_S), latent_SC)
-        return self.store[layer, : latent_SC.shape[0], :longest]
+    def pages(self, texts: int) -> Tensor:
+        """Return each text's row: it is one page."""
+        return torch.arange(texts, device=self.store.device)[:, None]

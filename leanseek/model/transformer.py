@@ -191,7 +191,11 @@ class Transformer(nn.Module):
         return out
 
     def turns(self, positions_T: Tensor, needed: int) -> Tensor:
-        """Return the rope factors of positions below `needed`, from a table that grows as needed."""
+        """Return the rope factors of positions below `needed`; complex64, [T, R / 2]."""
+        return self.turns_up_to(needed).index_select(0, positions_T)
+
+    def turns_up_to(self, needed: int) -> Tensor:
+        """Return the rope factors of all positions below `needed` at least, from a table that grows as needed."""
         table = self._rotations
         if table is None or table.shape[0] < needed or table.device != self.device:
             config = self.config
@@ -202,7 +206,7 @@ class Transformer(nn.Module):
             magnitude = yarn_mscale(config.yarn, "mscale") / yarn_mscale(config.yarn, "mscale_all_dim")
             table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
             self._rotations = table
-        return table.index_select(0, positions_T)
+        return table
 
 
 def _recomputed(

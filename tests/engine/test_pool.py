@@ -84,12 +84,12 @@ def test_ctrl_c_ends_all_engines(tiny_model, tiny_tokenizer):
 
     def interrupt(done: int) -> None:
         counts.append(done)
-        if len(counts) == 3:
+        if len(counts) == 30:  # both workers have begun
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        pool.generate(prompts(200), PARAMS, on_progress=interrupt)
-    assert 3 <= max(counts) < 100 and not any(engine.has_work for engine in pool.engines)
+        pool.generate(prompts(1000), PARAMS, on_progress=interrupt)
+    assert 30 <= max(counts) < 500 and not any(engine.has_work for engine in pool.engines)
 
 
 def test_progress_is_told_by_one_engine_at_a_time(tiny_model, tiny_tokenizer):

@@ -8,6 +8,14 @@ import torch
 from leanseek.errors import ConfigError
 from leanseek.kernels import native, norm, registry
 from leanseek.kernels.packed import BITS, empty_packed
+from leanseek.kernels.stack import Panels
+from leanseek.model.cache import ContiguousCache
+from leanseek.model.config import ModelConfig
+from leanseek.model.decoder import Decoder
+from leanseek.model.initialise import initialise
+from leanseek.model.segments import Segments
+from leanseek.model.transformer import Transformer
+from tests.conftest import TINY
 
 ROWS = (0, 1, 7, 32, 129)
 # Each op's examples: (T, dtype) -> arguments. Sizes on purpose no multiples of a register.
@@ -40,6 +48,15 @@ def _mixture(bits, rows, dtype):
     return _random(rows, 77), weights, chosen, gate_up, down
 
 
+def _decoding(rows):
+    """Return arguments of `decode`: texts of a tiny model, whose layers are of every kind."""
+    model = initialise(Transformer(ModelConfig.from_dict({**TINY, "q_lora_rank": 9})), 0)
+    lengths = (max(rows, 1), 3)
+    tokens = torch.randint(0, 320, (sum(lengths),), generator=torch.Generator().manual_seed(5))
+    cache = ContiguousCache(model.cache_specs(), 2, max(lengths))
+    return Decoder(model), tokens, Segments(lengths), cache, None, None
+
+
 EXAMPLES = {
     **{
         f"{op} {bits}": make
@@ -50,6 +67,8 @@ EXAMPLES = {
             "packed_experts": lambda rows, dtype, bits=bits: _mixture(bits, rows, dtype),
         }.items()
     },
+    "decode": lambda rows, dtype: _decoding(rows),
+    "panels_linear": lambda rows, dtype: (_random(rows, 77), Panels.of(_random(45, 77, seed=1))),
     "rms_norm": lambda rows, dtype: (_random(rows, 77, dtype=dtype), _random(77, seed=1, dtype=dtype), 1e-6),
     "add_rms_norm": lambda rows, dtype: (
         *(_random(rows, 77, seed=seed, dtype=dtype) for seed in (0, 2)),
@@ -94,7 +113,8 @@ def test_it_agrees_with_its_reference(example, one, rows, dtype):
     results = []
     for function in (one.function, plain):
         arguments = EXAMPLES[example](rows, dtype)
-        got = function(*arguments)
+        with torch.no_grad():
+            got = function(*arguments)
         if one.op == "pack":  # which writes into its arguments
             got = tuple(arguments[1:])
         results.append(got if isinstance(got, tuple) else (got,))

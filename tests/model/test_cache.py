@@ -23,6 +23,7 @@ def test_what_is_written_is_read_at_its_position():
     read = cache.read(0, 5, Segments((1, 1), cached_lengths=(4, 1)))
     assert torch.equal(read[0], torch.cat((first[:4], second[:1])))
     assert torch.equal(read[1, :2], torch.stack((first[4], second[1])))
+    assert cache.pages(2).tolist() == [[0], [1]], "a row is a page"
 
 
 def test_layers_are_apart():
@@ -37,16 +38,6 @@ def test_a_place_that_nobody_wrote_holds_a_finite_number():
     """Masked places have weight zero, and zero times NaN would still be NaN."""
     cache = ContiguousCache(SPECS, rows=2, capacity=20)
     assert bool(torch.isfinite(cache.read(0, 20, Segments((1, 1)))).all())
-
-
-@pytest.mark.parametrize("level", [True, False])
-def test_a_new_latent_a_row_is_appended_and_the_rows_come_back(level):
-    cache = ContiguousCache(SPECS, rows=3, capacity=10)
-    cache.write(1, latents(6), Segments((3, 3)))
-    positions = torch.tensor([3, 3] if level else [3, 2])
-    rows = cache.append(1, latents(2, 5), torch.arange(2), positions, 4, level)
-    assert rows.shape == (2, 4, 3) and torch.equal(rows[0, 3], latents(2, 5)[0])
-    assert torch.equal(rows[1, int(positions[1])], latents(2, 5)[1]) and torch.equal(rows[0, :3], latents(6)[:3])
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

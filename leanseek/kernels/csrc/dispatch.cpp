@@ -121,6 +121,17 @@ LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, i
         gate_up_scales, width, static_cast<const uint8_t *>(down_codes), down_scales, static_cast<float *>(out));
 }
 
+LEANSEEK_API int32_t leanseek_decode(int32_t variant, int32_t threads, const void *stack, const void *batch) {
+    return table(variant)->decode(threads, static_cast<const leanseek_stack *>(stack),
+                                  static_cast<const leanseek_batch *>(batch));
+}
+
+LEANSEEK_API int32_t leanseek_panels_product(int32_t variant, int32_t threads, const void *panels, int64_t outputs,
+                                             int64_t inputs, const void *x, int64_t rows, void *out) {
+    return table(variant)->panels_product(threads, static_cast<const float *>(panels), outputs, inputs,
+                                          static_cast<const float *>(x), rows, static_cast<float *>(out));
+}
+
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

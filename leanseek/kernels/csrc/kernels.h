@@ -2,8 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "stack.h"
+
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 3
+#define LEANSEEK_ABI 4
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -19,7 +21,7 @@ LEANSEEK_API int32_t leanseek_variant(const char *name);
 LEANSEEK_API void leanseek_spin_us(int32_t us);
 
 // What calls return: 0, or why nothing was done.
-enum { LEANSEEK_NO_MEMORY = 1, LEANSEEK_BAD_EXPERT = 2, LEANSEEK_NOT_FINITE = 3 };
+enum { LEANSEEK_NO_MEMORY = 1, LEANSEEK_BAD_EXPERT = 2, LEANSEEK_NOT_FINITE = 3, LEANSEEK_BAD_TOKEN = 4 };
 
 // `threads` of every call: the most that it may use, this one included.
 LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x,
@@ -38,6 +40,11 @@ LEANSEEK_API int32_t leanseek_packed_experts(int32_t variant, int32_t threads, i
                                              int64_t per_token, int64_t experts, const void *gate_up_codes,
                                              const void *gate_up_scales, int64_t width, const void *down_codes,
                                              const void *down_scales, void *out);
+// Tokens through a stack of layers: hidden states, and logits if wanted; the texts' new latents go into the cache.
+LEANSEEK_API int32_t leanseek_decode(int32_t variant, int32_t threads, const void *stack, const void *batch);
+// out [rows, outputs] = x [rows, inputs] times an fp32 weight in panels [outputs / 16, inputs, 16], transposed.
+LEANSEEK_API int32_t leanseek_panels_product(int32_t variant, int32_t threads, const void *panels, int64_t outputs,
+                                             int64_t inputs, const void *x, int64_t rows, void *out);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

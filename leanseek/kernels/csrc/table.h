@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "stack.h"
+
 // Does the pieces [begin, end) of some work.
 typedef void (*leanseek_piece)(void *work, int64_t begin, int64_t end);
 // Does all `count` pieces, by up to `threads` threads, and returns when they are done.
@@ -18,6 +20,9 @@ struct leanseek_table {
                           const int64_t *chosen, int64_t per_token, int64_t experts, const uint8_t *gate_up_codes,
                           const void *gate_up_scales, int64_t width, const uint8_t *down_codes,
                           const void *down_scales, float *out);
+    int (*decode)(int threads, const leanseek_stack *stack, const leanseek_batch *batch);
+    int (*panels_product)(int threads, const float *panels, int64_t outputs, int64_t inputs, const float *x, int64_t rows,
+                          float *out);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

@@ -140,6 +140,8 @@ void norm(const std::vector<std::string> &variants, int64_t rows, int64_t width)
 
 }  // namespace
 
+#include "trial_decoder.h"
+
 int main(int count, char **arguments) {
     const int rounds = count > 1 ? atoi(arguments[1]) : 20;
     std::vector<std::string> variants;
@@ -154,7 +156,9 @@ int main(int count, char **arguments) {
         linear(variants, bits, below(40), 1 + below(150), 1 + below(100));
         mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
         norm(variants, below(50), 1 + below(200));
+        decoding(variants);
     }
+    exponentials();
     linear(variants, 4, 2, 20000, 16);   // long sums
     linear(variants, 8, 1, 32, 20000);   // many rows
     const int v = leanseek_variant(variants.back().c_str());

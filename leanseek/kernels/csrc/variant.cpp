@@ -3,6 +3,7 @@
 // Nothing of the C++ library may be used in what is included here, and all of it stands in a nameless namespace: a
 // template of the library that two units hold is merged into one of them by the linker, and if that is the one with
 // AVX-512, an older processor stumbles over it.
+#include "decoder.h"
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
@@ -15,6 +16,7 @@
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
-    static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, stream, peak};
+    static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
+                                         stream,   peak};
     return &table;
 }

@@ -1,0 +1,117 @@
+// Of the kernels' own test: random stacks of layers, every variant against the first; one batch, then token by token
+// over other pages. Included by trial.cpp, whose helpers it uses.
+#pragma once
+#include "lanes.h"
+
+namespace {
+
+// e^x of the plain lanes against double precision, over all that is not nought.
+void exponentials() {
+    float most = 0;
+    for (float x = -87.3f; x < 88.0f; x += 0.00317f) {
+        float got[WIDE];
+        store(got, exponential(all(x)));
+        const double wanted = exp(double(x));
+        const float unit = nextafterf(float(wanted), INFINITY) - float(wanted);
+        most = fmaxf(most, float(fabs(double(got[0]) - wanted) / unit));
+    }
+    expect(most <= 2, "e^x is off", "generic", int64_t(1000 * most), 0, 0);
+    float got[WIDE];
+    store(got, exponential(all(-INFINITY)));
+    expect(got[0] == 0, "e^-infinity", "generic", 0, 0, 0);
+    store(got, exponential(all(NAN)));
+    expect(got[0] != got[0], "e^NaN", "generic", 0, 0, 0);
+}
+
+struct Weights {
+    std::vector<std::vector<float>> kept;
+    const float *random(int64_t count, float size) {
+        kept.emplace_back(size_t(count));
+        fill(kept.back());
+        for (float &value : kept.back()) value *= size;
+        return kept.back().data();
+    }
+    const float *panels(int64_t outputs, int64_t inputs, int64_t stack = 1) {
+        return random(stack * in_lanes(outputs) * inputs, 2 / sqrtf(float(inputs)));
+    }
+};
+
+void decoding(const std::vector<std::string> &variants) {
+    Weights w;
+    leanseek_stack s = {};
+    s.dim = 1 + below(60), s.heads = 1 + below(40), s.nope = 1 + below(20), s.rope = 2 * (1 + below(9));
+    s.value = 1 + below(20), s.latent = 1 + below(70), s.experts = 2 * (1 + below(9)), s.per_token = 1 + below(2);
+    s.groups = 1 + below(2), s.best_groups = 1, s.group_best = 2, s.expert_width = 1 + below(40), s.vocabulary = 5 + below(40);
+    if (s.experts / s.groups < s.per_token) s.groups = 1;
+    s.query_rank = below(2) * (1 + below(20)), s.softmax = int32_t(below(2)), s.normalised = int32_t(below(2));
+    s.eps = 1e-5f, s.scale = 0.3f, s.routed_scale = 1.5f, s.count = 2, s.first = 1;
+    std::vector<leanseek_layer> layers(2);
+    for (leanseek_layer &l : layers) {
+        l.norm = w.random(s.dim, 1), l.mlp_norm = w.random(s.dim, 1), l.latent_norm = w.random(s.latent, 1);
+        if (s.query_rank) l.query_down = w.panels(s.query_rank, s.dim), l.query_norm = w.random(s.query_rank, 1);
+        l.query = w.panels(s.heads * (s.nope + s.rope), s.query_rank ? s.query_rank : s.dim);
+        l.latent = w.panels(s.latent + s.rope, s.dim), l.out = w.panels(s.dim, s.heads * s.value);
+        l.key_up = w.panels(s.latent, s.nope, s.heads), l.value_up = w.panels(s.value, s.latent, s.heads);
+        l.width = 1 + below(50);
+        l.gate_up = w.panels(2 * in_lanes(l.width), s.dim), l.down = w.panels(s.dim, l.width);
+    }
+    layers[1].router = w.panels(s.experts, s.dim), layers[1].bias = w.random(s.experts, 1);
+    layers[1].experts_gate_up = w.panels(2 * in_lanes(s.expert_width), s.dim, s.experts);
+    layers[1].experts_down = w.panels(s.dim, s.expert_width, s.experts);
+    s.layers = layers.data(), s.embedding = w.random(s.vocabulary * s.dim, 1), s.norm = w.random(s.dim, 1);
+    s.head = w.panels(s.vocabulary, s.dim);
+
+    const int64_t texts = 1 + below(4), width = s.latent + s.rope;
+    std::vector<int64_t> starts(1), positions(static_cast<size_t>(texts)), ids, chosen;
+    for (int64_t t = 0; t < texts; t++) starts.push_back(starts.back() + 1 + below(90));
+    const int64_t tokens = starts.back();
+    for (int64_t t = 0; t < tokens; t++) ids.push_back(t ? below(s.vocabulary) : 0);
+    std::vector<float> turns(size_t(100 * s.rope)), first, out(size_t(tokens * s.dim)), logits(size_t(tokens * s.vocabulary));
+    fill(turns);
+    chosen.resize(size_t(tokens * s.per_token));
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        std::vector<float> whole;
+        for (int64_t page : {100, 7}) {
+            const int64_t pages = (100 + page - 1) / page;
+            std::vector<int64_t> tables(size_t(texts * pages));
+            for (size_t i = 0; i < tables.size(); i++) tables[i] = int64_t(tables.size() - 1 - i);  // back to front
+            std::vector<float> store(size_t(3 * texts * pages * page * width), NAN);  // what nobody wrote must not count
+            leanseek_batch b = {tokens, texts, ids.data(), starts.data(), positions.data(), tables.data(), pages, page,
+                                store.data(), texts * pages * page * width, turns.data(), nullptr, out.data(),
+                                logits.data(), chosen.data()};
+            expect(!leanseek_decode(v, int(1 + below(3)), &s, &b), "decode", name, tokens, texts, s.dim);
+            if (whole.empty()) whole = out;
+            expect(whole == out, "pages differ", name, tokens, texts, s.dim);
+            // Each text alone, a few tokens at a time, over the cache as it was left.
+            std::vector<float> piece(out.size());
+            for (int64_t t = 0; t < texts; t++)
+                for (int64_t at = starts[t]; at < starts[t + 1];) {
+                    const int64_t count = 1 + below(least(20, starts[t + 1] - at)), position = at - starts[t];
+                    const int64_t range[2] = {0, count};
+                    leanseek_batch part = b;
+                    part.tokens = count, part.texts = 1, part.ids = ids.data() + at, part.starts = range;
+                    part.positions = &position, part.tables = tables.data() + t * pages;
+                    part.out = piece.data() + at * s.dim, part.logits = nullptr, part.chosen = nullptr;
+                    expect(!leanseek_decode(v, 1, &s, &part), "decode", name, tokens, texts, s.dim);
+                    at += count;
+                }
+            expect(piece == whole, "pieces differ", name, tokens, texts, s.dim);
+            ids[0] = s.vocabulary;
+            expect(leanseek_decode(v, 1, &s, &b) == LEANSEEK_BAD_TOKEN, "a wrong token passed", name, 0, 0, 0);
+            ids[0] = 0;
+        }
+        if (first.empty()) first = whole;
+        // A token between two experts may take another one of them: as good as all tokens agree.
+        int64_t wrong = 0;
+        for (int64_t t = 0; t < tokens; t++) {
+            float most = 1e-6f, off = 0;
+            for (int64_t i = t * s.dim; i < (t + 1) * s.dim; i++)
+                most = fmaxf(most, fabsf(first[size_t(i)])), off = fmaxf(off, fabsf(first[size_t(i)] - whole[size_t(i)]));
+            wrong += !(off <= 1e-3f * most);
+        }
+        expect(wrong * 20 <= tokens, "decode differs", name, wrong, tokens, s.dim);
+    }
+}
+
+}  // namespace

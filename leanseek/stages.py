@@ -54,7 +54,7 @@ from leanseek.sections.tuning import DpoSettings, SftSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.places import check as check_ranks
-from leanseek.train.places import least_ranks
+from leanseek.train.places import check_batch, least_ranks
 from leanseek.train.preference import dpo
 from leanseek.train.pretrain import pretrain
 from leanseek.train.ranks import Ranks, join
@@ -81,6 +81,7 @@ def join_ranks(recipe: Recipe, until: str) -> Ranks | None:
     """
     config, count = load_preset(recipe.model), torchrun("WORLD_SIZE", 1)
     check_ranks(recipe.parallel, count, config)
+    check_batch(recipe.parallel, count, recipe.pretrain.batch_sequences)
     if recipe.parallel.experts > 1 and recipe.pretrain.fp8:
         raise ConfigError("pretrain.fp8 and parallel.experts exclude each other: emulated FP8 has all experts here")
     if count == 1:
@@ -159,6 +160,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     _check(recipe)
     world = max(torchrun("WORLD_SIZE", 1), least_ranks(recipe.parallel))
     check_ranks(recipe.parallel, world, config)
+    check_batch(recipe.parallel, world, recipe.pretrain.batch_sequences)
     with torch.device("meta"):
         model = empty_model(config, dtype=recipe.dtype)
     bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -24,24 +24,31 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
     held = [held_stages(schedule, devices, device) for device in range(devices)]
     sums = [0.0, *accumulate(costs)]
 
-    def loads(bounds: list[int]) -> list[float]:
-        each = [sums[b] - sums[a] for a, b in pairwise((0, *bounds))]
-        return [each[one] + each[other] for one, other in held]
+    def loads(bounds: list[int]) -> tuple[list[float], list[float]]:
+        """Return the share of all that each device has, and each stage: stages of a device should be alike too."""
+        each = [round((sums[b] - sums[a]) / sums[-1], 12) for a, b in pairwise((0, *bounds))]
+        return [each[one] + each[other] for one, other in held], each
+
+    def order(bounds: list[int]) -> tuple[list[float], list[float]]:
+        devices, each = loads(bounds)
+        return sorted((round(one, 11) for one in devices), reverse=True), sorted(each, reverse=True)
 
     bounds = list(accumulate(counts))
-    best = sorted(loads(bounds), reverse=True)
+    best = order(bounds)
     while True:
         found = None
-        # Hand one layer of the busiest device to another stage, all stages between them moving along by one.
-        busiest = max(zip(loads(bounds), held, strict=True))[1]
-        for giver in busiest:
-            for taker in range(stages):
-                first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
-                moved = [b + step * (first <= place < last) for place, b in enumerate(bounds)]
-                if giver != taker and all(b > a for a, b in pairwise((0, *moved))):
-                    now = sorted(loads(moved), reverse=True)
-                    if now < [one - 1e-12 for one in (found[0] if found else best)]:
-                        found = (now, moved)
+        # Hand one layer of the busiest device that can be helped to another stage; all between them move along by one.
+        for _, busiest in sorted(zip(loads(bounds)[0], held, strict=True), reverse=True):
+            for giver in busiest:
+                for taker in range(stages):
+                    first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
+                    moved = [b + step * (first <= place < last) for place, b in enumerate(bounds)]
+                    if giver != taker and all(b > a for a, b in pairwise((0, *moved))):
+                        now = order(moved)
+                        if now < (found[0] if found else best):
+                            found = (now, moved)
+            if found is not None:
+                break
         if found is None:
             return [b - a for a, b in pairwise((0, *bounds))]
         best, bounds = found

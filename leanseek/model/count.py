@@ -81,7 +81,7 @@ def parameters(config: ModelConfig) -> Parameters:
     V2-Lite 15.706 B, V2 235.741 B, and V3.2's indexers add 0.85 B.
     """
     dim, vocabulary = config.hidden_size, config.vocab_size * config.hidden_size
-    layers, moe_layers = config.num_hidden_layers, _moe_layers(config)
+    layers, mixtures = config.num_hidden_layers, moe_layers(config)
     expert = 3 * dim * config.moe_intermediate_size
     shared = config.n_shared_experts * expert
     router = config.n_routed_experts * dim
@@ -97,16 +97,22 @@ def parameters(config: ModelConfig) -> Parameters:
     return Parameters(
         embedding=0 if config.tie_word_embeddings else vocabulary,
         attention=layers * attention,
-        dense_mlp=(layers - moe_layers) * 3 * dim * config.intermediate_size,
-        routed_experts=moe_layers * config.n_routed_experts * expert,
-        active_experts=moe_layers * config.num_experts_per_tok * expert,
-        shared_experts=moe_layers * shared,
-        router=moe_layers * router,
+        dense_mlp=(layers - mixtures) * 3 * dim * config.intermediate_size,
+        routed_experts=mixtures * config.n_routed_experts * expert,
+        active_experts=mixtures * config.num_experts_per_tok * expert,
+        shared_experts=mixtures * shared,
+        router=mixtures * router,
         norms=(2 * layers + 1) * dim,
         head=vocabulary,
         mtp=mtp,
         mtp_active=mtp_active,
     )
+
+
+def layer_products(config: ModelConfig, layer: int) -> int:
+    """Return the weights that a token is multiplied by in one layer; the MTP layer is number `num_hidden_layers`."""
+    joining = 2 * config.hidden_size**2 if layer == config.num_hidden_layers else 0
+    return _attention_products(config) + _mlp_products(config, layer) + joining
 
 
 def causal_pairs(lengths: Iterable[int], before: Iterable[int] | None = None) -> int:
@@ -306,7 +312,8 @@ def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp
     return layers * (config.kv_lora_rank + config.index_head_dim + 4 * scales + 2 * config.qk_rope_head_dim)
 
 
-def _moe_layers(config: ModelConfig) -> int:
+def moe_layers(config: ModelConfig) -> int:
+    """Return how many main layers have routed experts."""
     return sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
 
 
@@ -364,7 +371,7 @@ def _mlp_products(config: ModelConfig, layer: int) -> int:
 
 def _token_products(config: ModelConfig) -> dict[str, int]:
     """Weights that a token is multiplied by, by part, the head's too; attention without the indexer's."""
-    layers, moe = config.num_hidden_layers, _moe_layers(config)
+    layers, moe = config.num_hidden_layers, moe_layers(config)
     index = _index_products(config)
     return {
         "attention": layers * (_attention_products(config) - index),

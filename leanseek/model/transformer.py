@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -109,7 +111,7 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.norm.weight.device
+        return next(self.parameters()).device
 
     @property
     def moe_layers(self) -> list[DeepSeekMoE]:
@@ -148,16 +150,28 @@ class Transformer(nn.Module):
         Returns:
             hidden_TD.
         """
-        turns_TR = self.turns(segments.positions_T, segments.longest)
         x_TD = self.model.embed_tokens(tokens_T)
+        x_TD = self.through(self.model.layers[: self.config.num_hidden_layers], x_TD, segments, cache, routing)
+        out: Tensor = self.model.norm(x_TD)
+        return out
+
+    def through(
+        self,
+        blocks: Iterable[nn.Module],
+        x_TD: Tensor,
+        segments: Segments,
+        cache: CacheView | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Return what some blocks, one after the other, make of the residual stream; [T, D]."""
+        turns_TR = self.turns(segments.positions_T, segments.longest)
         anew = self.recompute and cache is None and torch.is_grad_enabled()
-        for block in self.model.layers[: self.config.num_hidden_layers]:
+        for block in blocks:
             if anew:
                 x_TD = _recomputed(block, x_TD, turns_TR, segments, routing)
             else:
                 x_TD = block(x_TD, turns_TR, segments, cache, routing)
-        out: Tensor = self.model.norm(x_TD)
-        return out
+        return x_TD
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return logits_TW, in the weights' dtype."""

@@ -108,4 +108,6 @@ class ParallelSettings(Settings):
 
     ranks: int | None = Field(None, ge=1, description="processes that there must be; None: as many as torchrun starts")
     experts: int = Field(1, ge=1, description="ranks that share the routed experts of every layer")
-    shards: int = Field(1, ge=1, description="ranks that share all other weights and the optimiser's state (FSDP2)")
+    shards: int = Field(1, ge=1, description="ranks that share all other weights and the optimiser's state")
+    pipeline: int = Field(1, ge=1, description="ranks that the layers are spread over, one part after the other")
+    schedule: Literal["1f1b", "zbv", "dualpipev"] = Field("1f1b", description="of the pipeline: 1f1b, zbv, dualpipev")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leanseek.model.experts import DeepSeekMoE, Routing
+from leanseek.model.count import moe_layers
+from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
-from leanseek.model.transformer import Transformer
+from leanseek.model.transformer import Block, Transformer
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def update_bias(model: Transformer, counts: list[Tensor], rate: float) -> None:
     The change is re-centred to zero mean, so that biases do not drift together.
 
     Args:
-        model: its MoE layers' biases are changed in place.
+        model: its MoE layers' biases are changed in place; layers that another rank has are passed over.
         counts: per MoE layer, how often each expert was chosen in the step, [E]; the MTP layer's, where that
             is one and ran, comes last.
         rate: gamma; 0 changes nothing.
@@ -25,14 +26,14 @@ def update_bias(model: Transformer, counts: list[Tensor], rate: float) -> None:
     """
     if rate == 0:
         return
-    layers = list(model.moe_layers)
-    if len(counts) > len(layers) and model.mtp_layer is not None and isinstance(model.mtp_layer.mlp, DeepSeekMoE):
-        layers.append(model.mtp_layer.mlp)
-    for layer, count_E in zip(layers, counts, strict=True):
-        if layer.gate.e_score_correction_bias is None:  # V2 is balanced by its loss alone
+    blocks = [block for number, block in enumerate(model.model.layers) if model.config.is_moe(number)]
+    main = moe_layers(model.config)
+    for block, count_E in zip(blocks[: max(main, len(counts))], counts, strict=True):
+        bias_E = block.mlp.gate.e_score_correction_bias if isinstance(block, Block) else None
+        if bias_E is None:  # V2 is balanced by its loss alone
             continue
         direction = torch.sign(count_E.float().mean() - count_E.float())
-        layer.gate.e_score_correction_bias += rate * (direction - direction.mean())
+        bias_E += rate * (direction - direction.mean())
 
 
 def expert_counts(routing: Routing, experts: int) -> list[Tensor]:

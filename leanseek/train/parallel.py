@@ -22,7 +22,7 @@ from leanseek.train.interrupt import Interrupt
 from leanseek.train.objectives.loss import Loss
 from leanseek.train.optimisers import STATE, Optimiser, orthogonalise
 from leanseek.train.places import STACKED, share
-from leanseek.train.ranks import Ranks, local_parameters
+from leanseek.train.ranks import Ranks
 from leanseek.train.trainer import Batches, Meter, Objective, Trainer
 
 
@@ -69,7 +69,7 @@ class ParallelOptimiser(Optimiser):
 
     def named(self, model: nn.Module) -> dict[str, Tensor]:
         """Return this rank's rows."""
-        return local_parameters(model)
+        return self.ranks.local_parameters(model)
 
     def take_gradients(self) -> None:
         """Take over what the backward pass left in the model's parameters."""
@@ -99,16 +99,15 @@ class ParallelOptimiser(Optimiser):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, of all ranks; all ranks call it."""
+        """Return, on the first rank, everything that a resumed run needs; all ranks call it."""
         return {"steps": self.steps} | {
-            group: {name: self.ranks.whole(name, one, self.rows[name]) for name, one in getattr(self, group).items()}
-            for group in STATE
+            group: dict(self.ranks.bring(getattr(self, group), self.rows)) for group in STATE
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over this rank's rows of a state that `state_dict` gave, on however many ranks."""
         own = {
-            group: {name: self.ranks.own(name, one) for name, one in state.get(group, {}).items()} for group in STATE
+            group: {name: self.ranks.own(name, state[group][name]) for name in getattr(self, group)} for group in STATE
         }
         super().load_state_dict({"steps": state["steps"], **own})
 
@@ -151,12 +150,15 @@ class ParallelTrainer(Trainer):
         objective, settings, meter: as `Trainer`; the meter is charged with the work of all ranks.
     """
 
+    apply = staticmethod(apply)
+    optimiser_kind: type[ParallelOptimiser] = ParallelOptimiser
+
     def __init__(
         self, ranks: Ranks, model: Transformer, objective: Objective, settings: TrainSettings, meter: Meter
     ) -> None:
         self.ranks = ranks
-        self.rows = apply(model, ranks)
-        optimiser = partial(ParallelOptimiser, ranks=ranks, rows=self.rows)
+        self.rows = self.apply(model, ranks)
+        optimiser = partial(self.optimiser_kind, ranks=ranks, rows=self.rows)
         super().__init__(model, objective, settings, meter, optimiser=optimiser)
 
     def whole_model(self) -> Transformer | None:
@@ -164,11 +166,10 @@ class ParallelTrainer(Trainer):
         return self.ranks.whole_model(self.model, self.rows)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {**local_parameters(self.model), **dict(self.model.named_buffers())}
+        return {**self.ranks.local_parameters(self.model), **dict(self.model.named_buffers())}
 
     def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rows = self.rows
-        return {name: self.ranks.whole(name, one, rows[name]) if name in rows else one for name, one in named.items()}
+        return dict(self.ranks.bring(named, self.rows))
 
     def _own(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.ranks.own(name, one) if name in self.rows else one for name, one in named.items()}
@@ -177,17 +178,22 @@ class ParallelTrainer(Trainer):
         pieces = self.ranks.pieces(batch, self.settings.micro_tokens)
         if not pieces:
             return {}
-        losses = []
-        for piece, weight in pieces:
-            loss = self.objective(self.model, piece)
-            (loss.total * weight).backward()
-            losses.append(loss)
+        losses = self._passes(pieces)
         assert isinstance(self.optimiser, ParallelOptimiser)
         self.optimiser.take_gradients()
         joined = self._joined_over_ranks(losses, [weight for _, weight in pieces])
         self._charge([joined])
         self._counts = joined.counts
         return joined.metrics
+
+    def _passes(self, pieces: list[tuple[Any, float]]) -> list[Loss]:
+        """Pass forward and backward through each of this rank's pieces; return their losses."""
+        losses = []
+        for piece, weight in pieces:
+            loss = self.objective(self.model, piece)
+            (loss.total * weight).backward()
+            losses.append(loss)
+        return losses
 
     def _joined_over_ranks(self, losses: list[Loss], weights: list[float]) -> Loss:
         """Return the figures of the whole batch: what all ranks read, chose and lost."""

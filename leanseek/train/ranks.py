@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 import torch
@@ -20,7 +20,7 @@ from leanseek.model.config import ModelConfig
 from leanseek.model.transformer import Transformer
 from leanseek.sections.training import ParallelSettings
 from leanseek.train.objectives.next_token import mean_loss
-from leanseek.train.places import STACKED, Place, check, share
+from leanseek.train.places import STACKED, Place, check, place, share
 from leanseek.variables import torchrun
 
 # How long ranks wait for one another: the first may be turning a corpus into tokens meanwhile.
@@ -38,19 +38,26 @@ class Ranks:
     def __init__(self, place: Place, device: str) -> None:
         self.place, self.device = place, device
         settings = place.settings
-        shape = (place.replicas, settings.shards)
-        plain = init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards"))
-        shapes = (place.expert_replicas, place.expert_shards, settings.experts)
-        routed = init_device_mesh(device, shapes, mesh_dim_names=("expert_replicas", "expert_shards", "experts"))
+        shape = (settings.pipeline, place.replicas, settings.shards)
+        plain = init_device_mesh(device, shape, mesh_dim_names=("pipeline", "replicas", "shards"))
+        shapes = (settings.pipeline, place.expert_replicas, place.expert_shards, settings.experts)
+        names = ("expert_pipeline", "expert_replicas", "expert_shards", "experts")
+        routed = init_device_mesh(device, shapes, mesh_dim_names=names)
         # Of weights that are cut by rows: copies first, where there are several.
         self.mesh: DeviceMesh = plain["replicas", "shards"] if place.replicas > 1 else plain["shards"]
         several = place.expert_replicas > 1
         self.expert_mesh: DeviceMesh = (
             routed["expert_replicas", "expert_shards"] if several else routed["expert_shards"]
         )
-        self.shards = plain.get_group("shards")
-        self.expert_shards = routed.get_group("expert_shards")
+        self.pipeline = plain.get_group("pipeline")
+        self.shards, self.replicas = plain.get_group("shards"), plain.get_group("replicas")
+        self.expert_shards, self.expert_replicas = (
+            routed.get_group("expert_shards"),
+            routed.get_group("expert_replicas"),
+        )
         self.experts = routed.get_group("experts")
+        # Of a pipeline's trainer: the model's loss on a batch where its end is, None elsewhere.
+        self.mean_loss_of: Callable[[Transformer, list[Batch]], float | None] = mean_loss
 
     @property
     def first(self) -> bool:
@@ -87,12 +94,12 @@ class Ranks:
     def pieces(self, batch: Batch, tokens: int | None) -> list[tuple[Batch, float]]:
         """Return this rank's pieces of a batch that all ranks have, each with its share of the whole batch's loss.
 
-        All ranks get as many: they exchange tokens in every forward pass. One that has less learns from a piece a
-        second time, with a share of 0.
+        All ranks get as many: they exchange tokens in every forward pass, and a pipeline has to be filled. One that
+        has less learns from a piece a second time, with a share of 0.
         """
         if batch.learnt == 0:
             return []
-        texts, data = len(batch.segments.lengths), self.place.world
+        texts, data, least = len(batch.segments.lengths), self.place.readers, self.place.least_pieces
         counts = []
         mine: list[tuple[Batch, float]] = []
         for index in range(data):
@@ -101,22 +108,22 @@ class Ranks:
                 counts.append(1)
                 continue
             part, weight = batch.part(first, last)
-            parts = part.pieces(1, tokens)
+            parts = part.pieces(least, tokens)
             counts.append(len(parts))
-            if index == self.place.rank:
+            if index == self.place.reader:
                 mine = [(piece, weight * own) for piece, own in parts]
         spare = mine[0][0] if mine else batch.part(0, 1)[0].pieces(1, tokens)[0][0]
-        return mine + [(spare, 0.0)] * (max(counts) - len(mine))
+        return mine + [(spare, 0.0)] * (max(*counts, least) - len(mine))
 
     def mean_loss(self, model: Transformer, batches: list[Batch]) -> float:
         """Return what `next_token.mean_loss` does, the batches shared among the ranks."""
-        data, index = self.place.world, self.place.rank
+        data, index = self.place.readers, self.place.reader
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number in range(-(-len(batches) // data)):
             own = number * data + index
             batch = batches[min(own, len(batches) - 1)]
-            loss = mean_loss(model, [batch])
-            if own < len(batches):
+            loss = self.mean_loss_of(model, [batch])
+            if own < len(batches) and loss is not None:
                 targets = int((batch.targets_T != IGNORED).sum())
                 sums += torch.tensor([loss * targets, targets], dtype=torch.float64, device=self.device)
         reshard(model)
@@ -126,9 +133,27 @@ class Ranks:
     def whole(self, name: str, part: Tensor, rows: int) -> Tensor:
         """Return the whole of a parameter (or of what is kept for it) of which each rank has its rows."""
         if not name.endswith(STACKED):
-            return _gathered(part, self.shards, rows)
+            return self.gathered(part, self.shards, rows)
         held = rows // self.place.settings.experts
-        return _gathered(_gathered(part, self.expert_shards, held), self.experts, rows)
+        return self.gathered(self.gathered(part, self.expert_shards, held), self.experts, rows)
+
+    def gathered(self, part: Tensor, group: dist.ProcessGroup, rows: int) -> Tensor:
+        """Return the rows of all ranks of a group, cut as `places.share` cuts."""
+        count = group.size()
+        if count == 1:
+            return part
+        size = -(-rows // count)
+        padded = part.new_zeros(size, *part.shape[1:])
+        padded[: part.shape[0]] = part
+        parts = [torch.empty_like(padded) for _ in range(count)]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat(parts)[:rows]
+
+    def sharers(self, name: str) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+        """Return the ranks that share the rows of a parameter, and those that have the same rows."""
+        if name.endswith(STACKED):
+            return self.expert_shards, self.expert_replicas
+        return self.shards, self.replicas
 
     def own(self, name: str, whole: Tensor) -> Tensor:
         """Return this rank's rows of a whole parameter."""
@@ -145,11 +170,47 @@ class Ranks:
         reshard(model)
         full = empty_model(model.config, dtype=_dtype(model)) if self.first else None
         targets = {} if full is None else full.state_dict()
-        for name, tensor in [*local_parameters(model).items(), *model.named_buffers()]:
-            found = self.whole(name, tensor, rows[name]) if name in rows else tensor
+        for name, found in self.bring(self.local_parameters(model) | dict(model.named_buffers()), rows):
             if full is not None:
                 targets[name].copy_(found)
         return full
+
+    def bring(self, parts: Mapping[str, Tensor], rows: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+        """Yield on the first rank the whole of all that ranks have parts of; all ranks run through it.
+
+        Args:
+            parts: of parameters, of what is kept for them, or of buffers.
+            rows: of each whole parameter; what is not here is whole.
+        """
+        place = self.place
+        if place.spans is None:
+            for name, part in parts.items():
+                yield name, self.whole(name, part, rows[name]) if name in rows else part
+            return
+        mine = [name for name in parts if place.spans.holders(name)[0] == place.pipeline_rank]
+        facts = [(n, (rows.get(n, parts[n].shape[0]), *parts[n].shape[1:]), parts[n].dtype) for n in mine]
+        told: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[] for _ in range(place.world)]
+        dist.all_gather_object(told, facts)
+        for run in range(place.settings.pipeline):
+            leader = run * place.readers
+            for name, shape, dtype in told[leader]:
+                if run == place.pipeline_rank:
+                    found = self.whole(name, parts[name], rows[name]) if name in rows else parts[name]
+                    if self.first:
+                        yield name, found
+                    elif place.rank == leader:
+                        dist.send(found.contiguous(), 0)
+                elif self.first:
+                    dist.recv(found := torch.empty(shape, dtype=dtype, device=self.device), leader)
+                    yield name, found
+
+    def local_parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return this rank's rows of each parameter; the same memory, so that a change changes the parameter."""
+        found = {}
+        for name, one in model.named_parameters():
+            first, last = self.place.part(name, one.shape[0])
+            found[name] = (one.to_local() if isinstance(one, DTensor) else one[first:last]).detach()
+        return found
 
 
 def join(settings: ParallelSettings, config: ModelConfig, device: str) -> Ranks:
@@ -169,7 +230,7 @@ def join(settings: ParallelSettings, config: ModelConfig, device: str) -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
         atexit.register(leave)
-    return Ranks(Place(rank, count, settings), device)
+    return Ranks(place(rank, count, settings, config), device)
 
 
 def leave() -> None:
@@ -178,31 +239,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def local_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return what this rank has of each parameter; the same memory, so that a change changes the parameter."""
-    return {
-        name: (one.to_local() if isinstance(one, DTensor) else one).detach() for name, one in model.named_parameters()
-    }
-
-
 def reshard(model: nn.Module) -> None:
     """Let go of weights that were gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _gathered(part: Tensor, group: dist.ProcessGroup, rows: int) -> Tensor:
-    """Return the rows of all ranks of a group, cut as `places.share` cuts."""
-    count = group.size()
-    if count == 1:
-        return part
-    size = -(-rows // count)
-    padded = part.new_zeros(size, *part.shape[1:])
-    padded[: part.shape[0]] = part
-    parts = [torch.empty_like(padded) for _ in range(count)]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat(parts)[:rows]
 
 
 def _dtype(model: nn.Module) -> str:

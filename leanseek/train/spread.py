@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from leanseek.cost.hardware import all_hardware
 from leanseek.cost.layout import Layout
 from leanseek.cost.machines import parse_machines
+from leanseek.cost.pipeline import StageTimes, simulate
 from leanseek.cost.step import Work
 from leanseek.cost.training import plan_training
 from leanseek.errors import UsageError
 from leanseek.model.config import ModelConfig
 from leanseek.settings import Recipe
-from leanseek.train.places import STACKED, Place
+from leanseek.train.places import STACKED, place
+from leanseek.train.spans import Spans
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # Sent out, and summed back; forward, and as gradients.
@@ -35,55 +38,123 @@ def spread(
         world: ranks.
         state_bytes: of one weight that is trained, all in all.
     """
-    settings, shapes = recipe.parallel, list(shapes)
-    routed = [one for one in shapes if one[0].endswith(STACKED)]
-    others = [one for one in shapes if not one[0].endswith(STACKED)]
-    known: dict[tuple[str, int, int], int] = {}
-    held = []
-    for rank in range(world):
-        place = Place(rank, world, settings)
-        total = 0
-        for kind, group, key in (
-            ("routed", routed, (place.expert_index, place.expert_shard_index)),
-            ("others", others, (place.shard_index, 0)),
-        ):
-            if (kind, *key) not in known:
-                known[(kind, *key)] = sum(prod(shape) for shape in place.held(group).values())
-            total += known[(kind, *key)]
-        held.append(total)
-    texts = -(-recipe.pretrain.batch_sequences // world)
-    micro = min(
-        texts,
-        max(1, (recipe.pretrain.micro_tokens or texts * recipe.data.sequence_tokens) // recipe.data.sequence_tokens),
-    )
+    settings, sizes = recipe.parallel, dict(shapes)
+    first = place(0, world, settings, config)
+    width, length = BYTES[recipe.dtype], recipe.data.sequence_tokens
+    texts = -(-recipe.pretrain.batch_sequences // first.readers)
+    micro = min(texts, max(1, (recipe.pretrain.micro_tokens or texts * length) // length))
+    if settings.pipeline > 1:
+        micro = min(micro, max(1, texts // first.least_pieces))
     passes = -(-texts // micro)
-    width = BYTES[recipe.dtype]
-    tokens = texts * recipe.data.sequence_tokens
-    moe = sum(name.endswith(STACKED[1]) for name, _ in routed)
-    reached = min(config.num_experts_per_tok, settings.experts) if routed else 0
-    away = 1 - 1 / settings.experts
+    # All ranks of a run hold the same layers, and differ in rows alone: each kind is counted once.
+    runs = [_Run.of(first.readers * run, world, recipe, sizes, config) for run in range(settings.pipeline)]
+    held = [one for run in runs for one in run.held]
+    most = max(range(world), key=lambda rank: held[rank])
+    # Without a pipeline a rank has its rows; with one, the weights and gradients of its layers, and rows of the rest.
+    kept = [run.whole if settings.pipeline > 1 else max(run.held) for run in runs]
+    state = max(
+        2 * width * whole + (state_bytes - 2 * width) * max(run.held) for whole, run in zip(kept, runs, strict=True)
+    )
+    tokens, away = texts * length, 1 - 1 / settings.experts
+    reached = min(config.num_experts_per_tok, settings.experts) if config.n_routed_experts else 0
     again = 1.5 if recipe.pretrain.recompute else 1.0
-    numbers = {
-        "others": sum(prod(shape) for _, shape in others) * (1 - 1 / settings.shards),
-        "routed": sum(prod(shape) for _, shape in routed)
-        / settings.experts
-        * (1 - 1 / Place(0, world, settings).expert_shards),
-    }
+    times = 2 if settings.pipeline > 1 else passes * (GATHERED + SUMMED)
     found: dict[str, Any] = {
         "ranks": world,
-        "fullest_rank": held.index(max(held)),
-        "rank_parameters_most": max(held),
+        "fullest_rank": most,
+        "rank_parameters_most": held[most],
         "rank_parameters_least": min(held),
-        "rank_training_state_bytes": max(held) * state_bytes,
-        "rank_experts_per_layer": config.n_routed_experts // settings.experts if routed else None,
-        "copies_of_experts": world // settings.experts,
+        "rank_training_state_bytes": state,
+        "rank_experts_per_layer": config.n_routed_experts // settings.experts if config.n_routed_experts else None,
+        "copies_of_experts": first.readers // settings.experts,
         "rank_texts_per_step": texts,
         "rank_passes_per_step": passes,
-        "rank_exchanged_bytes_most": int(tokens * reached * away * config.hidden_size * width * WAYS * moe * again),
-        "rank_gathered_bytes": int(sum(numbers.values()) * width * passes * (GATHERED + SUMMED)),
+        "rank_exchanged_bytes_most": int(
+            tokens * reached * away * config.hidden_size * width * WAYS * again * max(run.mixtures for run in runs)
+        ),
+        "rank_gathered_bytes": int(max(run.fetched for run in runs) * width * times),
         "pipeline_bubble_share": 0.0,
     }
-    return found | _planned(recipe, config, world, micro, max(held) * state_bytes)
+    if first.spans is not None:
+        # Hidden states forward and their gradients back, over every border of a rank's spans with another rank's.
+        borders = max(_borders(first.spans, rank) for rank in range(settings.pipeline))
+        found |= {
+            "rank_passed_bytes_most": tokens * config.hidden_size * width * borders,
+            "pipeline_bubble_share": bubble(first.spans, passes),
+            "pipeline": [
+                f"ranks {run * first.readers}-{(run + 1) * first.readers - 1}: {_in_words(first.spans, run)}; "
+                f"{runs[run].whole / 1e9:.3g} B weights each, rows of {max(runs[run].held) / 1e9:.3g} B"
+                for run in range(settings.pipeline)
+            ],
+        }
+    return found | _planned(recipe, config, world, micro, state)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Ranks with the same layers.
+
+    Args:
+        held: numbers whose optimiser's state each of them has.
+        whole: numbers that one of them computes with.
+        fetched: numbers that one of them must get from others to have them.
+        mixtures: layers with routed experts.
+    """
+
+    held: list[int]
+    whole: int
+    fetched: float
+    mixtures: int
+
+    @classmethod
+    def of(
+        cls, first: int, world: int, recipe: Recipe, sizes: Mapping[str, tuple[int, ...]], config: ModelConfig
+    ) -> _Run:
+        settings = recipe.parallel
+        one = place(first, world, settings, config)
+        own = {name: shape for name, shape in sizes.items() if one.holds(name)}
+        routed = {name: shape for name, shape in own.items() if name.endswith(STACKED)}
+        others = {name: shape for name, shape in own.items() if name not in routed}
+        known: dict[tuple[str, int, int], int] = {}
+        held = []
+        for rank in range(first, first + one.readers):
+            there, total = replace(one, rank=rank), 0
+            for kind, group, key in (
+                ("routed", routed, (there.expert_index, there.expert_shard_index)),
+                ("others", others, (there.shard_index, 0)),
+            ):
+                if (kind, *key) not in known:
+                    known[(kind, *key)] = sum(prod(shape) for shape in there.held(group.items()).values())
+                total += known[(kind, *key)]
+            held.append(total)
+        numbers = sum(map(prod, others.values())), sum(map(prod, routed.values())) // settings.experts
+        fetched = numbers[0] * (1 - 1 / settings.shards) + numbers[1] * (1 - 1 / one.expert_shards)
+        return cls(held, sum(numbers), fetched, sum(name.endswith(STACKED[1]) for name in routed))
+
+
+def bubble(spans: Spans, passes: int) -> float:
+    """Return the share of the time that ranks of a pipeline wait, where time goes by products alone."""
+    costs = [float(one) for one in spans.products]
+    schedule, ranks = spans.settings.schedule, spans.settings.pipeline
+    return simulate(schedule, ranks, max(passes, spans.count), StageTimes(costs, costs, costs)).bubble_share
+
+
+def _borders(spans: Spans, rank: int) -> int:
+    mine = spans.of_rank(rank)
+    ahead = sum(one + 1 < spans.count and one + 1 not in mine for one in mine)
+    return ahead + sum(one > 0 and one - 1 not in mine for one in mine)
+
+
+def _in_words(spans: Spans, rank: int) -> str:
+    parts = []
+    for one in spans.of_rank(rank):
+        layers = spans.layers[one]
+        parts += ["embedding"] if one == 0 else []
+        if layers:
+            parts.append(f"layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}")
+        if one == spans.count - 1:
+            parts.append("MTP layer and head" if spans.config.num_nextn_predict_layers else "head")
+    return ", ".join(parts)
 
 
 def _planned(recipe: Recipe, config: ModelConfig, world: int, micro: int, state: int) -> dict[str, Any]:
@@ -93,19 +164,21 @@ def _planned(recipe: Recipe, config: ModelConfig, world: int, micro: int, state:
         return {}
     steps, batch, length = recipe.pretrain.steps or 1, recipe.pretrain.batch_sequences, recipe.data.sequence_tokens
     layout = Layout(
+        pp=recipe.parallel.pipeline,
+        schedule=recipe.parallel.schedule,
         ep=recipe.parallel.experts,
-        dp=world,
+        dp=world // recipe.parallel.pipeline,
         micro=micro,
         precision="bf16" if recipe.dtype == "bfloat16" else "fp32",
         recompute="full" if recipe.pretrain.recompute else "none",
-        zero=3 if recipe.parallel.shards > 1 else 0,
+        zero=0 if recipe.parallel.shards == 1 else 1 if recipe.parallel.pipeline > 1 else 3,
     )
     work = Work(config, steps * batch * length, batch, length, recipe.pretrain.mtp_weight > 0)
     try:
         plan = plan_training(work, parse_machines(f"{world}x{name}"), layout)
     except UsageError as error:
         return {"planned": f"not: {error}"}
-    # What is kept for good is known exactly; the planner would spread it over all ranks.
+    # What is kept for good is known exactly.
     parts = {"training state": state} | {
         part: int(getattr(plan.memory, part)) for part in ("activations", "buffers", "reserved")
     }

@@ -25,6 +25,7 @@ from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser
 from leanseek.train.parallel import ParallelTrainer
+from leanseek.train.pipeline import PipelineTrainer
 from leanseek.train.precision import fp8
 from leanseek.train.ranks import Ranks
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
@@ -180,7 +181,8 @@ class Stage:
         if self.ranks is None:
             trainer = Trainer(model, objective, settings, self.meter, self.workers, optimiser)
         else:
-            trainer = ParallelTrainer(self.ranks, model, objective, settings, self.meter)
+            kind = ParallelTrainer if self.ranks.place.spans is None else PipelineTrainer
+            trainer = kind(self.ranks, model, objective, settings, self.meter)
         writes = self.ranks is None or self.ranks.first
         folder = self.run.latest(self.name)
         if folder is not None:

@@ -14,7 +14,7 @@ import torch
 from leanseek.errors import RunError
 from leanseek.kernels.threads import run_all
 from leanseek.log import Progress
-from leanseek.model.count import forward_parts, training_parts
+from leanseek.model.count import forward_parts, moe_layers, training_parts
 from leanseek.model.transformer import Transformer
 from leanseek.sections.training import OptimiserSettings, TrainSettings
 from leanseek.train.average import Average
@@ -164,7 +164,7 @@ class Trainer:
         self.optimiser.step(factor)
         self.optimiser.zero_grad()
         update_bias(self.model, self._counts, balance_rate(self.done, self.steps or self.done + 1, self.settings))
-        if counts := self._counts[: len(self.model.moe_layers)]:
+        if counts := self._counts[: moe_layers(self.model.config)]:
             metrics["load_factor"] = load_factor(counts)
             self._used = torch.stack(counts) if self._used is None else self._used + torch.stack(counts)
         return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import leanseek.train.optimisers as optimisers
 from leanseek.data.batches import TokenStream
+from leanseek.model.config import ModelConfig
 from tests.train.together import alone, exact, together
 
 STREAM = TokenStream(torch.randint(0, 320, (900,), generator=torch.Generator().manual_seed(0)), 16, 4, 0, bos_id=0)
@@ -29,7 +31,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], second: d
         assert (close | noise).all() and (~close).sum() < 10, name
 
 
-def compare(tmp_path: Path, config: Any, world: int, batches: list[Any], settings: Any, **parallel: int) -> None:
+def compare(tmp_path: Path, config: Any, world: int, batches: list[Any], settings: Any, **parallel: Any) -> None:
     before = optimisers._iteration_dtype
     exact()
     try:
@@ -82,3 +84,42 @@ def test_a_rank_that_no_token_wants_waits_for_nobody(tmp_path, make_config):
 def test_ranks_that_get_no_text_of_a_batch_lend_their_experts(tmp_path, make_config):
     batches = [STREAM.take(0, 3), STREAM.take(3, 1), STREAM.take(4, 2)]
     compare(tmp_path, make_config(), 4, batches, SETTINGS | {"micro_tokens": 16}, experts=2, shards=2)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
+def test_a_pipeline_of_two_ranks_trains_as_one(tmp_path, make_config, schedule):
+    """Micro-batches are of unequal length, and MTP learns from fewer tokens than the main head."""
+    batches = [STREAM.take(0, 4), STREAM.take(4, 4), STREAM.take(8, 6)]
+    settings = SETTINGS | {"micro_tokens": 24}
+    compare(tmp_path, make_config(num_hidden_layers=4), 2, batches, settings, pipeline=2, schedule=schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("schedule", ["1f1b", "zbv", "dualpipev"])
+@pytest.mark.parametrize("share", [{"experts": 2}, {"shards": 2}, {"experts": 2, "shards": 2}])
+def test_a_pipeline_with_experts_and_shards_trains_as_one(tmp_path, make_config, share, schedule, recompute):
+    batches = [STREAM.take(0, 8), replace(STREAM.take(8, 8), mtp=False), STREAM.take(16, 9)]
+    settings = SETTINGS | {"micro_tokens": 16, "recompute": recompute}
+    compare(tmp_path, make_config(num_hidden_layers=4), 4, batches, settings, pipeline=2, schedule=schedule, **share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["zbv", "dualpipev"])
+def test_documents_apart_and_too_few_micro_batches_make_no_difference(tmp_path, make_config, schedule):
+    """Documents of a window are texts of their own length; a batch too small for the pipeline is filled up."""
+    tokens = STREAM.tokens.clone()
+    tokens[::7] = 0
+    stream = TokenStream(tokens, 16, 4, 0, bos_id=0, masked=True)
+    batches = [stream.take(0, 4), stream.take(4, 1), stream.take(5, 3)]
+    settings = SETTINGS | {"micro_tokens": 16, "balance_loss": 0.0}
+    compare(tmp_path, make_config(num_hidden_layers=4), 2, batches, settings, pipeline=2, schedule=schedule)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_the_embedding_learns_at_both_ends_of_a_pipeline(tmp_path):
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 320, "rms_norm_eps": 1e-6}
+    more = {"max_position_embeddings": 128, "rope_theta": 1e4, "tie_word_embeddings": True}
+    config = ModelConfig.from_dict({"model_type": "qwen3", **shape, **heads, **more})
+    compare(tmp_path, config, 2, batches_of(STREAM), SETTINGS, pipeline=2)

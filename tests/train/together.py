@@ -18,6 +18,7 @@ from leanseek.model.transformer import Transformer
 from leanseek.sections.training import ParallelSettings, TrainSettings
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.parallel import ParallelTrainer
+from leanseek.train.pipeline import PipelineTrainer
 from leanseek.train.ranks import join, leave
 from leanseek.train.trainer import Trainer
 
@@ -34,10 +35,9 @@ def train(trainer: Trainer, batches: list[Batch]) -> dict[str, Any]:
     metrics = [trainer._gradients(batches[0])]
     named = {**trainer.optimiser.matrices, **trainer.optimiser.others}
     ranks = getattr(trainer, "ranks", None)
-    gradients = {}
-    for name, one in named.items():
-        if one.grad is not None:
-            gradients[name] = one.grad.clone() if ranks is None else ranks.whole(name, one.grad, trainer.rows[name])
+    gradients = {name: one.grad.clone() for name, one in named.items() if one.grad is not None}
+    if ranks is not None:
+        gradients = dict(ranks.bring(gradients, trainer.rows))
     trainer.optimiser.zero_grad()
     for batch in batches:
         metrics.append(trainer.step(batch))
@@ -67,7 +67,8 @@ def _work(
     ranks = join(ParallelSettings(**parallel), config, "cpu")
     model = initialise(Transformer(config), 0)
     shapes = [(name, tuple(one.shape)) for name, one in model.named_parameters()]
-    trainer = ParallelTrainer(ranks, model, OBJECTIVE, TrainSettings(**settings), meter := Charge("test"))
+    kind = ParallelTrainer if ranks.place.spans is None else PipelineTrainer
+    trainer = kind(ranks, model, OBJECTIVE, TrainSettings(**settings), meter := Charge("test"))
     kept = {name: tuple(one.shape) for name, one in trainer.optimiser.weights.items()}
     assert kept == ranks.place.held(shapes), "the places say who has what"
     found = train(trainer, batches)
@@ -79,7 +80,7 @@ def _work(
 
 
 def together(
-    folder: Path, world: int, config: ModelConfig, batches: list[Batch], settings: dict[str, Any], **parallel: int
+    folder: Path, world: int, config: ModelConfig, batches: list[Batch], settings: dict[str, Any], **parallel: Any
 ) -> dict[str, Any]:
     """Return what the first of some processes finds."""
     port_file = str(folder / "meet")

@@ -80,16 +80,16 @@ def test_one_process_two_and_four_draw_the_same_curve_and_go_on_from_each_other(
     two = Run.open(done["two"])
     shutil.rmtree(two.checkpoint("pretrain", 6))
     (done["two"] / "summary.json").write_text(json.dumps({"tokenizer": two.summary["tokenizer"]}))
-    share = ["--parallel.experts", "4", "--parallel.shards", "2", "--pretrain.keep_checkpoints", "1"]
+    share = ["--parallel.pipeline", "2", "--parallel.experts", "2", "--pretrain.keep_checkpoints", "1"]
     line = command(run, tmp_path, 4, *share, "--run", str(done["two"]))
     subprocess.run(line, check=True, env=environment(), timeout=300)
     same_curve(done["one"], done["two"])
 
 
-def test_a_rank_that_is_killed_comes_back_and_the_curve_is_the_same(make_run, tmp_path):
+@pytest.mark.parametrize("share", [["--parallel.experts", "2"], ["--parallel.pipeline", "2"]])
+def test_a_rank_that_is_killed_comes_back_and_the_curve_is_the_same(make_run, tmp_path, share):
     run = make_run("alone", pretrain__steps=24, pretrain__checkpoint_every=4, pretrain__validate_every=24)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    share = ["--parallel.experts", "2"]
     line = command(run, tmp_path, 2, *share, "--run", str(undisturbed))
     subprocess.run(line, check=True, env=environment(), timeout=300)
     line = command(run, tmp_path, 2, *share, "--run", str(killed))

@@ -120,7 +120,7 @@ class Run:
 
     @property
     def films_folder(self) -> Path:
-        """Of each task that has pictures an episode of the last model: `<task>.webp`."""
+        """Of each task that has pictures an episode, early and late: `<task>-<model>.webp`."""
         return self.folder / "films"
 
     @property

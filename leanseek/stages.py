@@ -307,8 +307,9 @@ class _Line:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in found.samples]
         write_atomic(self.run.samples_path, "".join(lines))
-        for task, film in found.films.items():
-            write_atomic(self.run.films_folder / f"{task}.webp", film)
+        for task, films in found.films.items():
+            for model, film in films.items():
+                write_atomic(self.run.films_folder / f"{task}-{model}.webp", film)
         self.run.update("accuracy", found.accuracy)
         self.run.update("contamination", asdict(self._overlap()))
         if found.mtp_acceptance is not None:

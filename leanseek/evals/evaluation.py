@@ -37,13 +37,13 @@ class Evaluation:
         accuracy: environment -> figures of every model, as `summary.json` has them.
         samples: replies of every model to the same problems, for `samples.jsonl`.
         mtp_acceptance: of the last model; None without an MTP layer.
-        films: environment -> an episode of the last model, as an animated WebP, where the task has pictures.
+        films: environment -> model -> an episode as an animated WebP, early and late, where the task has pictures.
     """
 
     accuracy: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     mtp_acceptance: float | None
-    films: dict[str, bytes] = field(default_factory=dict)
+    films: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
 def evaluate_run(
@@ -102,7 +102,7 @@ def evaluate_run(
         for name, result in results[environment.name].items()
         if i < len(result.attempts)
     ]
-    films = {e.name: one for e in environments if (one := _film(e, results[e.name])) is not None}
+    films = {e.name: found for e in environments if (found := _films(e, results[e.name]))}
     return Evaluation(accuracy, samples, accepted, films)
 
 
@@ -179,18 +179,27 @@ def _sample(environment: Environment, name: str, attempt: Attempt) -> dict[str, 
     }
 
 
-def _film(environment: Environment, by_model: Mapping[str, Accuracy]) -> bytes | None:
-    """Return a film of the last model: of the first problem that it solves, or of the first."""
-    attempts = list(by_model.values())[-1].attempts if by_model else ()
-    if not isinstance(environment, World) or not attempts:
-        return None
-    chosen = next((one for one in attempts if one.correct), attempts[0])
-    replies = [message for message in chosen.messages if message.role == "assistant"] or [chosen.reply]
+def _films(environment: Environment, by_model: Mapping[str, Accuracy]) -> dict[str, bytes]:
+    """Return a film of the first model that was taught to reply, and one of the last, at the same problem.
+
+    It is the first that the last one solves and the early one does not; else one that the last solves; else the first.
+    """
+    names = list(by_model)[1:] or list(by_model)  # the base has never seen a conversation
+    pairs = list(zip(*(by_model[names[at]].attempts for at in (0, -1)), strict=True)) if names else []
+    if not isinstance(environment, World) or not pairs:
+        return {}
+    early, late = max(pairs, key=lambda pair: pair[1].correct * (2 - pair[0].correct))
     try:
-        return environment.film(chosen.problem, environment.calls_of(replies))
+        films = {name: _film(environment, one) for name, one in {names[0]: early, names[-1]: late}.items()}
     except TaskError as error:
         say(f"  no film of {environment.name}: {error}")
-        return None
+        return {}
+    return {name: film for name, film in films.items() if film is not None}
+
+
+def _film(world: World, attempt: Attempt) -> bytes | None:
+    replies = [message for message in attempt.messages if message.role == "assistant"] or [attempt.reply]
+    return world.film(attempt.problem, world.calls_of(replies))
 
 
 def _told(messages: Sequence[Message]) -> str:

@@ -98,7 +98,7 @@ def contents(run: Run) -> dict[str, Any]:
         "heats": [one.to_dict() for stage, title in titles.items() if (one := heat(rows, stage, title)) is not None],
         "charts": [{"title": chart.title, "caption": chart.caption} for chart in drawn],
         "data": values_without_nan([chart.to_dict() for chart in drawn]),
-        "films": _films(run.films_folder),
+        "films": _films(run.films_folder, models),
         "watched": _watched(RunLog(run.watched_path).read(), titles),
         "samples": _samples(RunLog(run.samples_path).read(), models),
         "stages": _stages(costs, titles),
@@ -280,10 +280,15 @@ def _of_own_data(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[
     return facts
 
 
-def _films(folder: Path) -> list[dict[str, str]]:
-    """Return the films of a run's evaluation, each as text that a page can hold."""
-    films = sorted(folder.glob("*.webp")) if folder.is_dir() else []
-    return [{"task": one.stem, "data": base64.b64encode(one.read_bytes()).decode()} for one in films]
+def _films(folder: Path, models: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the films of a run's evaluation, early models' first, each as text that a page can hold."""
+    found = [(path, *path.stem.partition("-")[::2]) for path in sorted(folder.glob("*-*.webp"))]
+    return [
+        {"task": task, "model": models[name], "data": base64.b64encode(path.read_bytes()).decode()}
+        for name in models
+        for path, task, model in found
+        if model == name
+    ]
 
 
 def _samples(rows: Iterable[Mapping[str, Any]], models: Mapping[str, str]) -> list[dict[str, Any]]:

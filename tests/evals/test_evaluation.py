@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,28 +100,46 @@ def test_progress_is_watched_on_problems_that_are_neither_trained_on_nor_judged_
     assert development_accuracy(tiny_model, tiny_tokenizer, TASKS, **values, workers=2) == found
 
 
-def test_a_film_is_made_of_the_last_model_where_a_task_has_pictures(
+def test_films_are_made_early_and_late_of_a_problem_that_was_learnt(
     make_run, make_model, tiny_tokenizer, monkeypatch, capsys
 ):
     run = make_run(eval__problems=9, data__sequence_tokens=450)
-    for stage, seed in (("pretrain", 1), ("grpo", 2)):
+    for seed, stage in enumerate(("pretrain", "sft", "grpo")):
         save_model(make_model(seed=seed, max_position_embeddings=512), run.checkpoint(stage, 2), tiny_tokenizer)
     home = load_environment("smart_home:bare")
+    problems = distinct_problems(home, 9, 0)
     seen = []
 
     def film(self, problem, calls):
         seen.append((problem, calls))
         return b"pictures"
 
-    assert evaluate_run(run, tiny_tokenizer, [home, TASKS[0]], Charge("test")).films == {}
+    def films(*tasks):
+        return evaluate_run(run, tiny_tokenizer, tasks, Charge("test")).films
+
+    assert films(home, TASKS[0]) == {}, "they have no pictures"
     monkeypatch.setattr(type(home), "film", film)
-    assert evaluate_run(run, tiny_tokenizer, [home, TASKS[0]], Charge("test")).films == {"smart_home": b"pictures"}
-    assert len(seen) == 1 and seen[0][0] == distinct_problems(home, 9, 0)[0], "untrained, it solves none"
+    assert films(home, TASKS[0]) == {"smart_home": {"sft": b"pictures", "grpo": b"pictures"}}
+    assert [problem for problem, _ in seen] == [problems[0]] * 2, "untrained, it solves none"
+
+    # What the last model solves, 1, 4 and 5, and the early one already did, 1 and 2.
+    solved = iter([(), (1, 2), (1, 4, 5)])
+
+    def scored(engine, environment, **given):
+        found, right = evaluate(engine, environment, **given), next(solved)
+        attempts = (replace(one, correct=place in right) for place, one in enumerate(found.attempts))
+        return replace(found, attempts=tuple(attempts))
+
+    monkeypatch.setattr("leanseek.evals.evaluation.evaluate", scored)
+    seen.clear()
+    films(home)
+    assert [problem for problem, _ in seen] == [problems[4]] * 2
+    monkeypatch.undo()
 
     def fail(self, problem, calls):
         raise TaskError("no picture can be drawn here")
 
     monkeypatch.setattr(type(home), "film", fail)
-    assert evaluate_run(run, tiny_tokenizer, [home], Charge("test")).films == {}
+    assert films(home) == {}
     said = capsys.readouterr()
     assert "no film of smart_home: no picture can be drawn here" in said.out + said.err

@@ -298,12 +298,13 @@ def test_many_experts_show_each_layers_busiest(tmp_path):
     assert sum(tag == "rect" for tag, _ in page.tags) == 4
 
 
-def test_a_film_is_in_the_page(tmp_path):
+def test_films_are_in_the_page_early_ones_first(tmp_path):
     run = evaluated(whole_run(tmp_path / "run"))
     assert "Watch it" not in Page(write_report(run.folder)).words
     run.films_folder.mkdir()
-    (run.films_folder / "battery_swap.webp").write_bytes(b"pictures")
+    for model, pictures in (("grpo", b"late"), ("sft", b"early"), ("nobody", b"of no model")):
+        (run.films_folder / f"battery_swap-{model}.webp").write_bytes(pictures)
     page = Page(write_report(run.folder))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert images == ["data:image/webp;base64," + base64.b64encode(b"pictures").decode()]
+    assert images == ["data:image/webp;base64," + base64.b64encode(one).decode() for one in (b"early", b"late")]
     assert "Watch it" in page.words

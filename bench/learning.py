@@ -1,7 +1,7 @@
 """Learning: seconds until a model solves 80% of held-out problems, and peak memory, against TRL's GRPOTrainer.
 
 Both sides start from the same SFT checkpoint and see the same training problems in the same order: 64 prompts of
-running_total a step, groups of 8, replies of 80 tokens at most, the token-level loss clipped at 0.2 and 0.28, no KL, an
+the task a step, groups of 8, replies of 80 tokens at most, the token-level loss clipped at 0.2 and 0.28, no KL, an
 update a step by AdamW at a constant rate, fp32. Each runs in a process of its own, and saves its weights every second
 step; the parent measures them with one and the same engine while the side waits, so that evaluation is in neither
 time nor memory. TRL has the settings that bench/vs_trl.py found to be the fastest for steps of this size.
@@ -23,7 +23,7 @@ from typing import Any
 from rows import arguments, publish, row
 
 ROOT = Path(__file__).resolve().parents[1]
-TASK, GROUP, LONGEST, LEARNING_RATE, CLIPS = "running_total", 8, 80, 4e-4, (0.2, 0.28)
+GROUP, LONGEST, LEARNING_RATE, CLIPS = 8, 80, 4e-4, (0.2, 0.28)
 TARGET, EVERY, MOST_STEPS, HELD_OUT = 0.8, 2, 60, 256
 PEER = {"experts": "eager", "attention": "eager", "threads": 2}  # of bench/results/vs_trl.jsonl, 512 samples
 
@@ -33,10 +33,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="SFT checkpoint (default: that of runs/laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of problems and samples")
     parser.add_argument("--prompts", type=int, default=64, help="of a step")
+    parser.add_argument("--task", default="grid_walk", help="that is learnt")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        {"ours": ours, "peer": peer}[options.side](options.model, options.seeds[0], options.prompts)
+        side = {"ours": ours, "peer": peer}[options.side]
+        side(options.model, load_task(options.task), options.seeds[0], options.prompts)
         return
     if options.model is None:
         options.model = max((ROOT / "runs" / "laptop" / "checkpoints").glob("sft-*"), default=None)
@@ -58,9 +60,9 @@ def main() -> None:
         "peer_settings": PEER,
     }
     for name, unit, figure, target in (
-        (f"seconds to {TARGET:.0%} of {TASK}", "s", "seconds", 3),
-        (f"joules to {TARGET:.0%} of {TASK}", "J", "joules", 3),
-        (f"peak memory while learning {TASK}", "bytes", "memory", 1 / 0.8),
+        (f"seconds to {TARGET:.0%} of {options.task}", "s", "seconds", 3),
+        (f"joules to {TARGET:.0%} of {options.task}", "J", "joules", 3),
+        (f"peak memory while learning {options.task}", "bytes", "memory", 1 / 0.8),
     ):
         mine, theirs = ([one[figure] for one in found[side]] for side in ("ours", "peer"))
         publish("learning", row(name, unit, mine, theirs, **more), options, target)
@@ -70,12 +72,12 @@ def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Let one side learn until it solves enough; return its seconds, joules, peak memory, and its curve."""
     from leanseek.checkpoint.directory import load_model
     from leanseek.engine.engine import Engine
-    from leanseek.envs.environment import load_environment
     from leanseek.evals.accuracy import evaluate
     from leanseek.tokens.tokenizer import Tokenizer
 
-    environment, tokenizer = load_environment(TASK), Tokenizer.load(options.model)
+    environment, tokenizer = load_task(options.task), Tokenizer.load(options.model)
     command = [sys.executable, __file__, "--side", side, "--model", str(options.model), "--seeds", str(seed)]
+    command += ["--task", options.task]
     command += ["--prompts", "4" if options.quick else str(options.prompts)]
     curve: list[tuple[int, float, float]] = []
     told: dict[str, Any] = {}
@@ -129,7 +131,7 @@ class Clock:
         return sys.stdin.readline().strip() != "go"
 
 
-def ours(model_folder: Path, seed: int, prompts: int) -> None:
+def ours(model_folder: Path, task: Any, seed: int, prompts: int) -> None:
     """Learn as the GRPO stage does."""
     from leanseek.checkpoint.directory import load_model, save_model
     from leanseek.cost.ledger import Charge
@@ -156,7 +158,7 @@ def ours(model_folder: Path, seed: int, prompts: int) -> None:
     pool = EnginePool(
         model, tokenizer, workers=workers, max_batch=prompts * GROUP, max_context_tokens=192, record_experts=True
     )
-    rollouts = Rollouts(pool, [environment()], {}, settings, seed, Charge("bench"))
+    rollouts = Rollouts(pool, [task], {}, settings, seed, Charge("bench"))
     trainer = Trainer(model, objective_of(settings), settings, Charge("bench"), workers)
     clock = Clock()
     with tempfile.TemporaryDirectory() as temporary:
@@ -172,7 +174,7 @@ def ours(model_folder: Path, seed: int, prompts: int) -> None:
                     break
 
 
-def peer(model_folder: Path, seed: int, count: int) -> None:
+def peer(model_folder: Path, task: Any, seed: int, count: int) -> None:
     """Learn with TRL."""
     import warnings
 
@@ -195,8 +197,8 @@ def peer(model_folder: Path, seed: int, count: int) -> None:
     )
     model.set_experts_implementation(PEER["experts"])
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    chat, task = ChatFormat(Tokenizer.load(model_folder)), environment()
-    problems = [problem for step in range(MOST_STEPS) for problem in problems_of(step, seed, count)]
+    chat = ChatFormat(Tokenizer.load(model_folder))
+    problems = [problem for step in range(MOST_STEPS) for problem in problems_of(task, step, seed, count)]
     prompts = [chat.prompt(task.start(problem).messages) for problem in problems]
     texts = [tokenizer.decode(ids) for ids in prompts]
     assert all(tokenizer(text)["input_ids"] == ids for text, ids in zip(texts[:64], prompts, strict=False))
@@ -265,19 +267,19 @@ def peer(model_folder: Path, seed: int, count: int) -> None:
         trainer.train()
 
 
-def environment() -> Any:
+def load_task(name: str) -> Any:
     """Return the task."""
     from leanseek.envs.environment import load_environment
 
-    return load_environment(TASK)
+    return load_environment(name)
 
 
-def problems_of(step: int, seed: int, count: int) -> Iterator[Any]:
+def problems_of(task: Any, step: int, seed: int, count: int) -> Iterator[Any]:
     """Return the problems that `Rollouts` has for a step."""
     from leanseek.rl.rollouts import Rollouts
     from leanseek.sections.grpo import GrpoSettings
 
-    return iter(Rollouts(None, [environment()], {}, GrpoSettings(prompts_per_step=count), seed, None).problems(step))
+    return iter(Rollouts(None, [task], {}, GrpoSettings(prompts_per_step=count), seed, None).problems(step))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from pydantic_core import PydanticCustomError
 from leanseek.engine.request import Event, SamplingParams, TopLogprobs
 from leanseek.server.completion import LEAST_LOGPROB
 from leanseek.server.defaults import SamplingDefaults
+from leanseek.server.forms import Formed
 from leanseek.server.jsontext import DONE, frame
 from leanseek.server.openai import StreamOptions
 from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, Scored
+from leanseek.server.unserved import Unserved
 from leanseek.server.usage import Usage
 from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, UserId, Whole, whole
 from leanseek.tokens.tokenizer import FIM, Tokenizer
@@ -57,7 +59,7 @@ _LISTS = {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MOST_PROMPT
 PROMPT = {"anyOf": [{"type": "string"}, {"type": "null"}, _TEXTS, _IDS, _LISTS]}
 
 
-class CompletionRequest(Drawing):
+class CompletionRequest(Drawing, Formed, Unserved):
     """The body of POST /v1/completions."""
 
     prompt: Annotated[Any, BeforeValidator(_prompts), WithJsonSchema(PROMPT)]
@@ -71,11 +73,12 @@ class CompletionRequest(Drawing):
     stream_options: StreamOptions | None = None
     user_id: UserId | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
+    cache_salt: Annotated[str, Field(max_length=512)] | None = None
 
     @property
     def scope(self) -> str:
         """Whose request it is."""
-        return self.user_id or self.user or ""
+        return self.user_id or self.cache_salt or self.user or ""
 
     def check(self) -> None:
         """See that the fields go together.
@@ -125,6 +128,7 @@ class CompletionRequest(Drawing):
             max_tokens=max(min(asked, room_tokens), 1),
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
+            grammar=self.form(),
         )
 
 

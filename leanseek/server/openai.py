@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from leanseek.engine.request import Grammar
 from leanseek.messages import Message
 from leanseek.server.asked import Asked
+from leanseek.server.forms import Formed
 from leanseek.server.refusal import ApiError, parse_body
 from leanseek.server.toolbox import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
-from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Whole, Wire, join_text
+from leanseek.server.unserved import UnservedChat
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, TokenCount, UserId, Whole, Wire, join_text
 
 # What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
 # thinking, so all levels mean the same to them; "none" is no thinking.
@@ -85,40 +85,6 @@ class StreamOptions(Wire):
         return bool(self.include_usage and self.continuous_usage_stats)
 
 
-class JsonSchema(Wire):
-    """A schema that the answer must keep to."""
-
-    name: Annotated[str, Field(max_length=256)] | None = None
-    schema_: Annotated[Schema | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Wire):
-    """The form of the answer; a grammar is given as OpenAI's custom tools have it."""
-
-    type: Literal["text", "json_object", "json_schema", "grammar"] = "text"
-    json_schema: JsonSchema | None = None
-    syntax: Literal["lark", "regex"] = "lark"
-    definition: Annotated[str, Field(max_length=1 << 18)] | None = None
-
-    @model_validator(mode="after")
-    def _has_schema(self) -> ResponseFormat:
-        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
-            raise PydanticCustomError("json_schema", "a format of this type needs json_schema with a schema")
-        if self.type == "grammar" and self.definition is None:
-            raise PydanticCustomError("definition", "a format of this type needs a definition")
-        return self
-
-    def grammar(self) -> Grammar | None:
-        """Return what the answer must be; None: anything."""
-        if self.type == "json_schema":
-            assert self.json_schema is not None
-            return Grammar("json_schema", json.dumps(self.json_schema.schema_))
-        if self.type == "grammar":
-            return Grammar(self.syntax, self.definition or "")
-        return Grammar("json_object") if self.type == "json_object" else None
-
-
 def check_effort(value: Any) -> Any:
     """Return DeepSeek's level for what a client calls it; whole numbers from 1 to 100 are levels too."""
     if value is None or (isinstance(value, str) and value in EFFORTS):
@@ -131,7 +97,14 @@ def check_effort(value: Any) -> Any:
 Effort = Annotated[Literal["none", "low", "high", "max"] | None, BeforeValidator(check_effort)]
 
 
-class ChatRequest(Drawing):
+class TemplateArguments(Wire):
+    """What vLLM's clients tell a chat template: whether to think, as Qwen's and DeepSeek's call it."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+
+class ChatRequest(Drawing, Formed, UnservedChat):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
@@ -147,9 +120,11 @@ class ChatRequest(Drawing):
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateArguments | None = None
+    continue_final_message: bool | None = None
     user_id: UserId | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
+    cache_salt: Annotated[str, Field(max_length=512)] | None = None
 
     @property
     def thinks(self) -> bool:
@@ -159,6 +134,9 @@ class ChatRequest(Drawing):
             return False
         if self.thinking is not None:
             return self.thinking.type == "enabled"
+        told = self.chat_template_kwargs
+        if told is not None and (told.enable_thinking is False or told.thinking is False):
+            return False
         return self.reasoning_effort != "none" and self.model != NOT_THINKING
 
     @property
@@ -169,7 +147,8 @@ class ChatRequest(Drawing):
     @property
     def goes_on(self) -> bool:
         """Whether the last message is to be gone on with."""
-        return self.messages[-1].role == "assistant" and bool(self.messages[-1].prefix)
+        last = self.messages[-1]
+        return last.role == "assistant" and bool(last.prefix or self.continue_final_message)
 
     @property
     def includes_usage(self) -> bool:
@@ -199,7 +178,7 @@ class ChatRequest(Drawing):
             raise ApiError(422, message, code="invalid_parameter", param="top_logprobs")
         specs = [tool.function.spec() for tool in self.tools or ()]
         toolbox = Toolbox.of(specs, self.tool_choice, several=self.parallel_tool_calls is not False)
-        form = self.response_format.grammar() if self.response_format is not None else None
+        form = self.form()
         if form is not None and toolbox.offered:
             message = "response_format: together with tools only with tool_choice = 'none'"
             raise ApiError(400, message, code="unsupported_parameter", param="response_format")
@@ -214,7 +193,7 @@ class ChatRequest(Drawing):
             form=form,
             goes_on=self.goes_on,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            scope=self.user_id or self.user or "",
+            scope=self.user_id or self.cache_salt or self.user or "",
         )
 
 

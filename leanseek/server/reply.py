@@ -115,6 +115,7 @@ class Reply:
         call_id: a tool call's place -> its id.
         plain: whether it is text alone, no chat.
         tools: whether there is anything to call; if not, what looks like a call is text.
+        past_end: whether it goes on after the token that ends replies, which then says nothing (`ignore_eos`).
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Reply:
         call_id: Callable[[int], str] = numbered,
         plain: bool = False,
         tools: bool = True,
+        past_end: bool = False,
     ) -> None:
         self.tokens = self.reasoning_tokens = self.cached_tokens = self.calls = 0
         self.finish_reason: str | None = None
@@ -133,6 +135,7 @@ class Reply:
         self._tokenizer, self._stop = chat.tokenizer, tuple(stop)
         self._end_think_id = chat.end_think_id
         self._tools, self._plain = tools, plain
+        self._says_nothing = self._tokenizer.eos_id if past_end else None
         thinking = thinking and chat.thinks
         self._parser: Parser = (
             PlainText(self._tokenizer) if plain else chat.stream(starts_in_thinking=thinking, call_id=call_id)
@@ -220,7 +223,8 @@ class Reply:
         self._held.clear()
 
     def _say(self, one: _Held, said: Said) -> None:
-        self._add(self._parser.push(one.token_id), one, said)
+        delta = Delta() if one.token_id == self._says_nothing else self._parser.push(one.token_id)
+        self._add(delta, one, said)
         if one.token_id == self._end_think_id:
             self._leaves_in_thinking = False
 

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field
 from leanseek.engine.request import Grammar
 from leanseek.messages import Message, ToolCall
 from leanseek.server.asked import Asked
-from leanseek.server.openai import NOT_THINKING, Effort, JsonSchema, ResponseFormat
+from leanseek.server.forms import JsonSchema, ResponseFormat
+from leanseek.server.openai import NOT_THINKING, Effort
 from leanseek.server.refusal import ApiError
 from leanseek.server.toolbox import MOST_TOOLS, Arguments, Function, Toolbox, ToolChoice
 from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text

@@ -138,7 +138,14 @@ class Service:
             return call_id + secrets.token_hex(12)
 
         replies = [
-            Reply(chat, params.stop, thinking=thinking, call_id=name, tools=bool(asked.toolbox.offered))
+            Reply(
+                chat,
+                params.stop,
+                thinking=thinking,
+                call_id=name,
+                tools=bool(asked.toolbox.offered),
+                past_end=params.ignore_eos,
+            )
             for _ in range(params.n)
         ]
         ticket = self.bridge.submit(prompt_ids, params, asked.scope)

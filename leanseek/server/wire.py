@@ -19,6 +19,7 @@ MOST_MESSAGES = 4096
 MOST_TOKENS = 1 << 20
 MOST_REPLIES = 128
 MOST_STOPS = 16
+MOST_STOP_TOKENS = 64
 MOST_BIASES = 1024
 MOST_DEPTH = 64
 STOP_CHARACTERS = 256
@@ -91,6 +92,7 @@ def _biases(value: Any) -> Any:
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 StopTexts = Annotated[tuple[StopText, ...], Field(max_length=MOST_STOPS), BeforeValidator(_stops)]
 Whole = BeforeValidator(whole)
+StopTokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31), Whole]], Field(max_length=MOST_STOP_TOKENS)]
 TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), Whole]
@@ -115,6 +117,8 @@ class Drawing(Wire):
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=MOST_REPLIES), Whole] | None = None
     stop: StopTexts = ()
+    stop_token_ids: StopTokens | None = None
+    ignore_eos: bool | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     # Below, what it divides may leave the numbers that there are.
@@ -156,6 +160,8 @@ class Drawing(Wire):
                 n=self.n or 1,
                 seed=secrets.randbits(48) if self.seed is None else self.seed & SEED_BITS,
                 stop=self.stop,
+                stop_token_ids=tuple(self.stop_token_ids or ()),
+                ignore_eos=bool(self.ignore_eos),
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 presence_penalty=(self.presence_penalty or 0.0) if penalties else 0.0,

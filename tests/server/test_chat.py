@@ -8,9 +8,10 @@ import pydantic
 import pytest
 
 from leanseek.engine.engine import Engine
-from leanseek.engine.request import Grammar
+from leanseek.engine.request import Event, Grammar, SamplingParams
 from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.server.bill import Bill
+from leanseek.server.reply import Reply, Said
 from leanseek.tokens.chat import ChatFormat
 from tests.server.invariants import check_chat_stream, events_of
 from tests.server.test_app import ASK, send
@@ -285,3 +286,55 @@ def test_the_grammar_of_tools_is_the_chat_formats(speak, serve):
     post(serve(engine), tools=[NOW])
     assert isinstance(engine.seen[0].grammar, Grammar)
     assert engine.seen[0].grammar.marker
+
+
+def test_tokens_that_end_a_reply(tiny_server, tiny_model, tiny_tokenizer):
+    engine = Engine(tiny_model, tiny_tokenizer, max_batch=1)
+    prompts = engine.chat.prompt([Message(**ASK[0])], thinking=False), engine.ids("start 5")
+    fields = {"messages": ASK, "max_tokens": 24, "temperature": 0, "thinking": {"type": "disabled"}, "ignore_eos": True}
+    params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    for path, said in zip(("/v1/chat/completions", "/v1/completions"), engine.generate(prompts, params), strict=True):
+        body = {**fields, "prompt": "start 5"}
+        whole = json.loads(send(tiny_server, "POST", path, json.dumps(body))[2])
+        assert (whole["usage"]["completion_tokens"], whole["choices"][0]["finish_reason"]) == (24, "length")
+        ends = said.token_ids[9]
+        cut = json.loads(send(tiny_server, "POST", path, json.dumps(body | {"stop_token_ids": [ends, 1 << 30]}))[2])
+        assert cut["choices"][0]["finish_reason"] == "stop"
+        assert cut["usage"]["completion_tokens"] == said.token_ids.index(ends) + 1
+        assert send(tiny_server, "POST", path, json.dumps(body | {"stop_token_ids": [-1]}))[0] == 422
+        assert send(tiny_server, "POST", path, json.dumps(body | {"stop_token_ids": None}))[0] == 200
+
+
+def test_a_reply_goes_on_past_its_end(speak, serve, tiny_tokenizer):
+    engine = speak("42")
+    listener = serve(engine)
+    body = {"messages": ASK, "ignore_eos": True, "max_tokens": 7, "thinking": {"type": "disabled"}}
+    send(listener, "POST", "/v1/chat/completions", json.dumps(body))
+    assert engine.seen[-1].ignore_eos
+    reply = Reply(engine.chat, (), thinking=False, past_end=True)
+    ids = [*tiny_tokenizer.encode("total"), tiny_tokenizer.eos_id, *tiny_tokenizer.encode(" of")]
+    said = Said.joined([reply.push(Event("r", 0, token, -1.0)) for token in ids])
+    assert said.content == "total of"
+
+
+def test_what_vllms_clients_say(script, serve):
+    engine = script("a", "b")
+    listener = serve(engine)
+
+    def ask(**fields):
+        status, _, text = send(listener, "POST", "/v1/chat/completions", json.dumps({"messages": ASK, **fields}))
+        assert status == 200, text
+        return engine.prompts[-1]
+
+    think, no_think = ask(), ask(thinking={"type": "disabled"})
+    for name in ("enable_thinking", "thinking"):
+        assert ask(chat_template_kwargs={name: False}) == no_think
+        assert ask(chat_template_kwargs={name: True}) == think
+    begun = [*ASK, {"role": "assistant", "content": "It is"}]
+    assert ask(messages=begun, continue_final_message=True) == ask(messages=[*ASK, begun[-1] | {"prefix": True}])
+    ask(cache_salt="one")
+    ask(cache_salt="one", user_id="two")
+    assert engine.scopes[-2:] == ["one", "two"]
+    ask(top_k=3, min_p=0.2, repetition_penalty=1.5, top_p=0.5)
+    seen = engine.seen[-1]
+    assert (seen.top_k, seen.min_p, seen.repetition_penalty, seen.top_p) == (3, 0.2, 1.5, 0.5)

@@ -390,6 +390,9 @@ def test_several_conversations_are_kept_named_exported_and_deleted(browser, site
 def test_settings_are_sent_and_kept(browser, site):
     browser.click("#open-settings")
     wanted = {"system": "Be short.", "temperature": "0.5", "top_p": "0.9", "max_tokens": "64", "seed": "7"}
+    wanted |= {"top_k": "40", "min_p": "0.05", "frequency_penalty": "-0.5", "presence_penalty": "0.25"}
+    wanted |= {"repetition_penalty": "1.1"}
+    browser.click("#settings .more summary")
     for name, value in wanted.items():
         browser.run("document.querySelector(`#settings [name=${arguments[0]}]`).focus()", name)
         browser.keys(value)
@@ -404,6 +407,8 @@ def test_settings_are_sent_and_kept(browser, site):
     asked = site.asked[-1]
     assert asked["messages"] == [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hello"}]
     sampling = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 64, "seed": 7, "reasoning_effort": "max"}
+    sampling |= {"top_k": 40, "min_p": 0.05, "frequency_penalty": -0.5, "presence_penalty": 0.25}
+    sampling |= {"repetition_penalty": 1.1}
     assert sampling.items() <= asked.items()
     browser.click("#composer [name=thinking]")
     browser.send("Again")

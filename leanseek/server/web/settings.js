@@ -3,9 +3,13 @@
 const KEY = "leanseek.settings";
 const SECRET = "leanseek.key";
 const DEFAULTS = {
-  system: "", model: "", thinking: true, effort: "", temperature: "", top_p: "", max_tokens: "", seed: "", theme: "",
+  system: "", model: "", thinking: true, effort: "", temperature: "", top_p: "", top_k: "", min_p: "",
+  frequency_penalty: "", presence_penalty: "", repetition_penalty: "", max_tokens: "", seed: "", theme: "",
 };
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const NUMBERS = [
+  "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+  "max_tokens", "seed",
+];
 
 export class Settings {
   constructor(store) {

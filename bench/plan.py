@@ -1,6 +1,7 @@
-"""Is the plan right? `leanseek plan RECIPE` against the ledger of the run, decoding and prefill against the engine.
+"""Is the plan right? `leanseek plan RECIPE` against the ledger of the run, and the plan of `leanseek bench` against it.
 
 The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own.
+`--only bench` and `--only stages` do one of both, each calibrated anew.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rows import alternate, arguments, publish, repeats, row, seconds_of
+from rows import arguments, publish, repeats, row
 
 # How far a plan may be off, as a share.
 WITHIN = 0.15
-PROMPT, REPLY, TEXTS = 64, 32, (4, 32, 256)
+TOKENS = 32
+DECODE, PREFILL = ((1, 16), (1, 256), (8, 64), (64, 64), (64, 256), (256, 64)), (64, 256, 512)
 
 
 def main() -> None:
@@ -28,54 +32,48 @@ def main() -> None:
         from leanseek.cost.rates import save_rates
         from leanseek.speed import measure_rates
 
-        rates = measure_rates(repeats=1 if options.quick else 5)
+        rates = measure_rates(repeats=1 if options.quick else 4)
         save_rates(rates)
-        for name, planned, measure in engine_work(rates):
-            samples = alternate({"actual": measure}, repeats(options))["actual"]
-            publish("plan", row(name, "s", [planned], samples, less_is_better=True, within=WITHIN), options)
-        if not options.quick:
+        print(rates, flush=True)
+        if options.only in ("", "bench"):
+            speeds(rates, options)
+        if options.only in ("", "stages") and not options.quick:
             stages(options.recipe, Path(folder) / "run", options)
 
 
-def engine_work(rates: object) -> list[tuple[str, float, Callable[[], float]]]:
-    """Return decoding and prefill of the small model that the machine was calibrated with, at other sizes."""
+def speeds(rates: Any, options: Any) -> None:
+    """Publish what `leanseek bench decode` and `prefill` measure of the laptop's shape, beside what was planned."""
+    import torch
+
     from leanseek.checkpoint.directory import empty_model
-    from leanseek.cost.rates import Rates
-    from leanseek.data.corpus import documents
-    from leanseek.engine.pool import EnginePool
-    from leanseek.engine.request import SamplingParams
-    from leanseek.envs.environment import load_environment
-    from leanseek.forecast import decode_seconds, prefill_seconds
-    from leanseek.kernels.threads import share_out
+    from leanseek.drawing import decode_speed, read_speed
+    from leanseek.evals.speed import decode_row, prefill_row
+    from leanseek.kernels.threads import available_threads
     from leanseek.model.config import load_preset
     from leanseek.model.initialise import initialise
-    from leanseek.tokens.tokenizer import Tokenizer
 
-    assert isinstance(rates, Rates)
-    config, workers = load_preset("laptop"), share_out(None, "cpu")
-    tokenizer = Tokenizer.train(list(documents(0, 500, [load_environment("running_total")])), config.vocab_size)
+    config, count = load_preset("laptop"), repeats(options)
     model = initialise(empty_model(config, dtype="float32"), 0).eval()
 
-    def sampled(texts: int, tokens: int) -> Callable[[], float]:
-        prompts = [[2 + (i + 7 * n) % 300 for i in range(PROMPT)] for n in range(texts)]
+    def measured(threads: int, measure: Callable[[], dict[str, Any]], planned: float) -> None:
+        torch.set_num_threads(threads)
+        found = measure()
+        work = f"leanseek bench {found['work']}, {threads} threads"
+        publish("plan", row(work, "tokens/s", [planned], found["samples"], within=WITHIN), options)
 
-        def work() -> float:
-            engine = EnginePool(model, tokenizer, workers=workers, max_batch=texts, max_context_tokens=PROMPT + REPLY)
-            params = SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True)
-            return seconds_of(lambda: engine.generate(prompts, params))
-
-        return work
-
-    found: list[tuple[str, float, Callable[[], float]]] = []
-    for texts in TEXTS:
-        read = prefill_seconds(config, rates, texts, PROMPT)
-        found.append((f"prefill, {texts} x {PROMPT}", read, sampled(texts, 1)))
-        written = decode_seconds(config, rates, texts, PROMPT, REPLY - 1, REPLY - 1)
-        found.append((f"{texts} x {PROMPT} in, {REPLY} out", read + written, sampled(texts, REPLY)))
-    return found
+    for threads in sorted({1, available_threads()}):
+        own = rates.engine if threads == 1 else rates.alone
+        for batch, context in DECODE:
+            planned = decode_speed(config, own, batch, context, TOKENS)
+            size = {"batch": batch, "context": context, "tokens": TOKENS}
+            measured(threads, partial(decode_row, model, **size, limits=None, repeats=count), planned)
+        for tokens in PREFILL:
+            planned = read_speed(config, own, tokens)
+            reading = partial(prefill_row, model, tokens=tokens, limits=None, flops_per_token=1.0, repeats=count)
+            measured(threads, reading, planned)
 
 
-def stages(recipe: str, folder: Path, options: object) -> None:
+def stages(recipe: str, folder: Path, options: Any) -> None:
     """Make a run, which plans itself first, and publish each stage's row."""
     make = [sys.executable, "-m", "leanseek", "make", recipe, "--run", str(folder)]
     subprocess.run(make, check=True)
@@ -86,10 +84,15 @@ def stages(recipe: str, folder: Path, options: object) -> None:
     actual = Ledger(run.ledger_path, 0.0).totals()
     for stage, planned in run.summary["plan"].items():
         took = actual[stage]
-        tokens = {"tokens_planned": planned["tokens"], "tokens_actual": took["tokens"]}
+        facts = {
+            "tokens_planned": planned["tokens"],
+            "tokens_actual": took["tokens"],
+            "parts_planned": planned["parts"],
+            "parts_actual": took.get("seconds_by_part", {}),
+        }
         sides = [planned["seconds"]], [took["seconds"]]
-        found = row(f"{recipe}: {stage}", "s", *sides, less_is_better=True, within=WITHIN, **tokens)
-        publish("plan", found, options)  # type: ignore[arg-type]
+        found = row(f"{recipe}: {stage}", "s", *sides, less_is_better=True, within=WITHIN, **facts)
+        publish("plan", found, options)
 
 
 if __name__ == "__main__":

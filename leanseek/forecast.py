@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from leanseek.cost.rates import Rates
 from leanseek.data.corpus import documents
 from leanseek.data.sources import read_documents
+from leanseek.drawing import Drawing, drawing_seconds
 from leanseek.envs.environment import Environment, load_environment
 from leanseek.errors import DataError, UsageError
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
-from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops, training_flops
+from leanseek.model.count import causal_pairs, forward_flops, mtp_flops, training_flops
 from leanseek.sections.distillation import DistillSettings, TracesSettings
 from leanseek.sections.grpo import GrpoSettings
 from leanseek.sections.training import TrainSettings
@@ -28,8 +30,8 @@ from leanseek.tokens.tokenizer import Tokenizer
 DOCUMENTS, PROBLEMS = 1000, 60
 # Groups of GRPO whose replies differ in reward teach something; how many will is not known: half is taken.
 INFORMATIVE = 0.5
-# Replies that are decoded side by side in evaluations.
-BATCH = 512
+# Replies that evaluations draw side by side (`evals.evaluation`); problems that a stage of traces asks (`rl.collect`).
+BATCH, TOGETHER = 512, 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class StageForecast:
         seconds: of work.
         joules: by the machine's power model.
         usd: at the recipe's price for an hour.
+        parts: what the seconds go to.
     """
 
     stage: str
@@ -49,6 +52,7 @@ class StageForecast:
     seconds: float
     joules: float
     usd: float
+    parts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,15 @@ class Texts:
 
     Args:
         document: of the corpus, on the average.
-        prompt, reply: of a worked problem, on the average.
-        longest: reply.
-        hasty: a reply of which SFT sees only the beginning, on the average.
+        prompt: of a problem, on the average.
+        replies: of worked problems, one by one.
+        hasty: the same, as far as SFT sees them.
     """
 
     document: float
     prompt: float
-    reply: float
-    longest: int
-    hasty: float
+    replies: tuple[float, ...]
+    hasty: tuple[float, ...]
 
 
 def forecast(recipe: Recipe, rates: Rates) -> list[StageForecast]:
@@ -110,8 +113,11 @@ def lengths(recipe: Recipe) -> Texts:
         prompts.append(prompt)
         replies.append(reply)
         hasty.append(reply - thinking)
-    mean = sum(replies) / len(replies)
-    return Texts(document, sum(prompts) / len(prompts), mean, max(replies), sum(hasty) / len(hasty))
+    return Texts(document, _mean(prompts), tuple(replies), tuple(hasty))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _worked(chat: ChatFormat, environments: Sequence[Environment], recipe: Recipe) -> Iterable[tuple[int, int, float]]:
@@ -130,27 +136,6 @@ def _worked(chat: ChatFormat, environments: Sequence[Environment], recipe: Recip
             yield len(ids) - sum(mask), sum(mask), sum(mask) * share * (1 - kept / len(lines))
 
 
-def prefill_seconds(config: ModelConfig, rates: Rates, prompts: int, prompt: int) -> float:
-    """Return the seconds of reading so many prompts of so many tokens."""
-    flops = forward_flops(config, tokens=prompt, pairs=causal_pairs([prompt]), head_tokens=1)
-    return prompts * flops / rates.prefill_flops_per_s
-
-
-def decode_seconds(config: ModelConfig, rates: Rates, replies: int, prompt: int, reply: float, steps: float) -> float:
-    """Return the seconds of writing replies.
-
-    Args:
-        config: the model's.
-        rates: of this machine.
-        replies: how many.
-        prompt: tokens before each.
-        reply: tokens of each, on the average.
-        steps: of decoding; each serves all that are not done.
-    """
-    flops = replies * reply * decode_flops_per_token(config, round(prompt + reply / 2))
-    return steps * config.num_hidden_layers * rates.layer_decode_s + flops / rates.decode_flops_per_s
-
-
 class _Forecast:
     """A recipe's work in tokens and FLOPs, and the seconds of that."""
 
@@ -160,75 +145,101 @@ class _Forecast:
 
     def stages(self) -> list[StageForecast]:
         """Return all stages, in order."""
-        recipe, texts, tasks = self.recipe, self.texts, len(self.recipe.environments)
-        count = recipe.data.documents
-        corpus = int(count * texts.document)
-        found = [self._stage("tokenizer", corpus, count / self.rates.documents_per_s)]
-        length = recipe.data.sequence_tokens
-        steps, seconds = self._training(recipe.pretrain, recipe.pretrain.batch_sequences, length)
-        held_back = min(corpus * recipe.data.validation_fraction, 1e9)
-        looks = 1 + steps // recipe.pretrain.validate_every
-        flops = forward_flops(self.config, tokens=int(held_back), pairs=int(held_back * (length + 1) / 2))
-        seconds += looks * flops / self.rates.train_flops_per_s
-        found.append(self._stage("pretrain", steps * recipe.pretrain.batch_sequences * length, seconds))
-
+        found = [self._tokenizer(), self._pretrain()]
         makers = {"sft": self._sft, "grpo": self._grpo, "traces": self._traces, "distill": self._distill}
-        for name, kind in recipe.line.items():
+        for name, kind in self.recipe.line.items():
             if kind in makers:
-                found.append(makers[kind](name, len(recipe.environments_of(name))))
-        found.append(self._evaluation(tasks))
-        return found
+                found.append(makers[kind](name, len(self.recipe.environments_of(name))))
+        return [*found, self._evaluation(len(self.recipe.environments))]
+
+    def _tokenizer(self) -> StageForecast:
+        recipe, rates, count = self.recipe, self.rates, self.recipe.data.documents
+        longer = self.texts.document / rates.document_tokens
+        learnt = min(count, recipe.tokenizer.training_documents)
+        parts = {
+            "vocabulary": learnt * longer / rates.learn_documents_per_s,
+            "corpus": count * longer / rates.encode_documents_per_s,
+        }
+        return self._stage("tokenizer", int(count * self.texts.document), parts)
+
+    def _pretrain(self) -> StageForecast:
+        recipe, settings, length = self.recipe, self.recipe.pretrain, self.recipe.data.sequence_tokens
+        steps, learn_s = self._training(settings, settings.batch_sequences, length)
+        held_back = min(recipe.data.documents * self.texts.document * recipe.data.validation_fraction, 1e9)
+        looks = 1 + steps // settings.validate_every
+        parts = {"learning": learn_s, "looks": looks * self._forward_s(held_back / length, length)}
+        return self._stage("pretrain", steps * settings.batch_sequences * length, parts)
 
     def _sft(self, name: str, tasks: int) -> StageForecast:
         texts, settings = self.texts, self.recipe.settings_of(name, SftSettings)
-        reply = texts.hasty if settings.traces is None else texts.reply
-        trace = round(texts.prompt + reply)
-        steps, seconds = self._training(settings, settings.batch_sequences, trace)
-        seconds += self._looks(settings, steps, settings.development_problems * tasks, reply)
-        return self._stage(name, steps * settings.batch_sequences * trace, seconds)
+        replies = texts.hasty if settings.traces is None else texts.replies
+        trace = round(texts.prompt + _mean(replies))
+        steps, learn_s = self._training(settings, settings.batch_sequences, trace)
+        problems = settings.traces_per_environment * tasks if settings.traces is None else 0
+        parts = {
+            "problems": problems * self.rates.problem_s,
+            "learning": learn_s,
+            "looks": self._looks(settings, steps, settings.development_problems, tasks, replies),
+        }
+        return self._stage(name, steps * settings.batch_sequences * trace, parts)
 
     def _grpo(self, name: str, tasks: int) -> StageForecast:
         texts, settings = self.texts, self.recipe.settings_of(name, GrpoSettings)
         prompts, each = settings.prompts_per_step, settings.samples_per_prompt
-        sampled, sample_s = self._sampling(prompts, each, texts.reply)
-        learnt = INFORMATIVE * prompts * each
-        group = round(texts.prompt / each + texts.reply)
-        steps, train_s = self._training(settings, round(learnt), group, settings.epochs * settings.minibatches)
-        looks_s = self._looks(settings, steps, settings.development_problems * tasks, texts.reply)
-        tokens = steps * (sampled + int(learnt * group * settings.epochs))
-        return self._stage(name, tokens, steps * sample_s + train_s + looks_s)
+        work = self._work(prompts, each, texts.replies, prompts * each, settings.replay_routing)
+        learnt, group = INFORMATIVE * work.samples, round(texts.prompt / each + _mean(texts.replies))
+        steps, learn_s = self._training(settings, round(learnt), group, settings.epochs * settings.minibatches)
+        looks_s = self._looks(settings, steps, settings.development_problems, tasks, texts.replies)
+        tokens = steps * (_tokens(work) + int(learnt * group * settings.epochs))
+        parts = {"batches": self._replies_s(work, steps), "learning": learn_s, "looks": looks_s}
+        return self._stage(name, tokens, parts)
 
     def _traces(self, name: str, tasks: int) -> StageForecast:
         settings = self.recipe.settings_of(name, TracesSettings)
-        return self._stage(name, *self._sampling(settings.problems * tasks, settings.samples, self.texts.reply))
+        work = self._work(TOGETHER, settings.samples, self.texts.replies, TOGETHER * settings.samples)
+        times = settings.problems * tasks / TOGETHER
+        return self._stage(name, round(times * _tokens(work)), {"replies": self._replies_s(work, times)})
 
     def _distill(self, name: str, tasks: int) -> StageForecast:
         texts, settings = self.texts, self.recipe.settings_of(name, DistillSettings)
         own = settings.method == "on_policy"
-        rows = settings.prompts_per_step * settings.samples_per_prompt if own else settings.batch_sequences
-        length = round(texts.prompt + texts.reply)
+        prompts, each = settings.prompts_per_step, settings.samples_per_prompt
+        rows = prompts * each if own else settings.batch_sequences
+        length = round(texts.prompt + _mean(texts.replies))
         steps, train_s = self._training(settings.model_copy(update={"mtp_weight": 0.0}), rows, length)
-        sampled, sample_s = self._sampling(settings.prompts_per_step, settings.samples_per_prompt, texts.reply)
+        work = self._work(prompts, each, texts.replies, prompts * each)
+        parts = {"batches": self._replies_s(work, steps)} if own else {}
         # The teacher, taken to be of the student's shape, goes forward beside the student's forward and backward.
-        taught_s = train_s * 4 / 3
-        looks_s = self._looks(settings, steps, settings.development_problems * tasks, texts.reply)
-        tokens = steps * (rows * length + (sampled if own else 0))
-        return self._stage(name, tokens, taught_s + looks_s + (steps * sample_s if own else 0))
+        parts["learning"] = train_s * 4 / 3
+        parts["looks"] = self._looks(settings, steps, settings.development_problems, tasks, texts.replies)
+        return self._stage(name, steps * (rows * length + (_tokens(work) if own else 0)), parts)
 
-    def _looks(self, settings: TrainSettings, steps: int, problems: int, reply: float) -> float:
+    def _looks(self, settings: TrainSettings, steps: int, problems: int, tasks: int, replies: Sequence[float]) -> float:
         """Return the seconds of the looks that a stage takes at how far it is."""
-        return max(1, -(-steps // settings.validate_every)) * self._sampling(problems, 1, reply)[1]
+        looks = max(1, -(-steps // settings.validate_every))
+        return self._replies_s(self._work(problems, 1, replies, problems), looks * tasks)
 
     def _evaluation(self, tasks: int) -> StageForecast:
-        settings, tokens, seconds = self.recipe.eval, 0, 0.0
+        recipe, settings, texts = self.recipe, self.recipe.eval, self.texts
+        parts: dict[str, float] = defaultdict(float)
+        tokens = 0
         # A pretrained model does not know yet where a reply ends; one after SFT does, and breaks off as it was taught.
-        models = [(n, k) for n, k in self.recipe.line.items() if k not in ("tokenizer", "traces", "eval")]
-        said = {"pretrain": float(settings.max_new_tokens), "sft": self.texts.hasty}
-        for reply in (said.get(kind, self.texts.reply) for _, kind in models):
+        said = {"pretrain": (float(settings.max_new_tokens),), "sft": texts.hasty}
+        models = [k for k in recipe.line.values() if k not in ("tokenizer", "traces", "eval")]
+        for kind in models:
+            replies = [min(reply, settings.max_new_tokens) for reply in said.get(kind, texts.replies)]
             for samples in (1, settings.samples):
-                read, took = self._sampling(settings.problems, samples, min(reply, settings.max_new_tokens))
-                tokens, seconds = tokens + tasks * read, seconds + tasks * took
-        return self._stage("eval", tokens, seconds)
+                work = self._work(settings.problems, samples, replies, BATCH)
+                tokens += tasks * _tokens(work)
+                parts["replies"] += self._replies_s(work, tasks)
+        if self.config.num_nextn_predict_layers:
+            length = round(texts.prompt + _mean(said.get(models[-1], texts.replies)))
+            parts["drafts"] = self._forward_s(tasks * settings.problems, length, mtp=True)
+        problems = recipe.sft.traces_per_environment * tasks
+        parts["contamination"] = problems * self.rates.problem_s + (
+            recipe.data.documents * texts.document / self.rates.document_tokens / self.rates.search_documents_per_s
+        )
+        return self._stage("eval", tokens, parts)
 
     def _training(self, settings: TrainSettings, rows: int, length: int, updates: int = 1) -> tuple[int, float]:
         """Return a training stage's steps and seconds; where only minutes are given, as many as they hold."""
@@ -252,17 +263,26 @@ class _Forecast:
         budget_s = (settings.minutes or 1.0) * 60
         return max(1, int(budget_s / each)), budget_s
 
-    def _sampling(self, prompts: int, each: int, reply: float) -> tuple[int, float]:
-        """Return the tokens and seconds of some replies to each of some prompts."""
-        config, texts = self.config, self.texts
-        prompt = max(round(texts.prompt), 1)
-        rounds = -(-prompts * each // BATCH)
-        # The last reply of a round ends it; within a round the others' ends are filled by those that wait.
-        longest = max(reply, texts.longest if rounds == 1 else reply)
-        seconds = prefill_seconds(config, self.rates, prompts, prompt)
-        seconds += decode_seconds(config, self.rates, prompts * each, prompt, reply, rounds * longest)
-        return round(prompts * (prompt + each * reply)), seconds
+    def _forward_s(self, texts: float, length: int, *, mtp: bool = False) -> float:
+        """Return the seconds of reading texts without learning, by one thread, and logits for every token."""
+        flops = forward_flops(self.config, tokens=length, pairs=causal_pairs([length]))
+        if mtp:
+            flops += mtp_flops(self.config, tokens=length, pairs=causal_pairs([length]))
+        return texts * flops / self.rates.engine.read_flops_per_s
 
-    def _stage(self, name: str, tokens: int, seconds: float) -> StageForecast:
+    def _work(self, prompts: int, each: int, replies: Sequence[float], rows: int, kept: bool = False) -> Drawing:
+        return Drawing(prompts, each, max(round(self.texts.prompt), 1), replies, rows, kept)
+
+    def _replies_s(self, work: Drawing, times: float = 1) -> float:
+        """Return the seconds of replies, of their problems and of checking them."""
+        around_s = work.prompts * self.rates.problem_s + work.samples * self.rates.reply_s
+        return times * (drawing_seconds(self.config, self.rates, work) + around_s)
+
+    def _stage(self, name: str, tokens: int, parts: Mapping[str, float]) -> StageForecast:
+        seconds = sum(parts.values())
         usd = seconds / 3600 * self.recipe.cost.usd_per_hour
-        return StageForecast(name, tokens, seconds, seconds * self.rates.watts, usd)
+        return StageForecast(name, tokens, seconds, seconds * self.rates.watts, usd, dict(parts))
+
+
+def _tokens(work: Drawing) -> int:
+    return round(work.prompts * (work.prompt + work.each * _mean(work.replies)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -12,29 +14,55 @@ from leanseek.checkpoint.directory import empty_model
 from leanseek.cost.energy import usable_cores
 from leanseek.cost.hardware import this_cpu
 from leanseek.cost.ledger import Charge
-from leanseek.cost.rates import Rates, fixed_and_rate
+from leanseek.cost.rates import EngineRates, Rates, fixed_and_rate
 from leanseek.data.batches import TokenStream
+from leanseek.data.contamination import contamination
 from leanseek.data.corpus import documents
+from leanseek.data.tokens import tokenise, train_tokenizer
+from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
-from leanseek.engine.request import SamplingParams
-from leanseek.envs.environment import load_environment
-from leanseek.kernels.threads import share_out
-from leanseek.model.config import load_preset
-from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops
+from leanseek.engine.request import Output, SamplingParams
+from leanseek.envs.environment import Environment, Problem, load_environment
+from leanseek.evals.accuracy import distinct_problems
+from leanseek.evals.attempts import attempt
+from leanseek.kernels.threads import available_threads, share_out
+from leanseek.messages import Message
+from leanseek.model.config import ModelConfig, load_preset
+from leanseek.model.count import causal_pairs, decode_flops_per_token, experts_chosen, forward_flops
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
-from leanseek.sections.training import TrainSettings
+from leanseek.settings import Recipe, TrainSettings, load_recipe
+from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.objectives.next_token import NextToken
 from leanseek.train.trainer import Trainer
 
-MODEL = "laptop"
+RECIPE = "laptop"
+DOCUMENTS = 2000
 TEXT, FEW_TEXTS, MANY_TEXTS = 128, 8, 32
-PROMPT, REPLY, FEW_REPLIES, MANY_REPLIES, GROUP = 16, 24, 16, 512, 8
-DOCUMENTS = 1500
+# Replies that one engine draws at once in the stages of small recipes, and the problems that they are to.
+ROWS, GROUP, PROMPT, REPLY = 256, 8, 16, 16
+# A prompt whose attention is felt, and one whose cache is.
+LONG, BEHIND = 512, 96
+SOME = 16
+# Seconds after which no kind of work is timed once more.
+PATIENCE_S = 10.0
+
+# prompts, replies to each, tokens of a prompt, tokens of a reply, whether experts are kept
+Kind = tuple[int, int, int, int, bool]
+READ_ONE, READ_MANY, READ_LONG = (1, 1, PROMPT, 1, False), (ROWS, 1, PROMPT, 1, False), (1, 1, LONG, 1, False)
+BEGIN, BEGIN_BEHIND = (ROWS // GROUP, GROUP, PROMPT, 1, False), (ROWS // GROUP, GROUP, BEHIND, 1, False)
+DECODE_ONE, DECODE_SOME = (1, 1, PROMPT, 1 + REPLY, False), (SOME, 1, PROMPT, 1 + REPLY, False)
+READ_SOME = (SOME, 1, PROMPT, 1, False)
+DECODE_MANY, DECODE_BEHIND = ((ROWS // GROUP, GROUP, size, 1 + REPLY, False) for size in (PROMPT, BEHIND))
+KEEP = (ROWS // GROUP, GROUP, PROMPT, 1 + REPLY, True)
+KINDS: tuple[Kind, ...] = (
+    *(READ_ONE, READ_SOME, READ_MANY, READ_LONG, BEGIN, BEGIN_BEHIND),
+    *(DECODE_ONE, DECODE_SOME, DECODE_MANY, DECODE_BEHIND, KEEP),
+)
 
 
-def measure_rates(repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> Rates:
+def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_counter) -> Rates:
     """Train and sample a small model with made-up weights and time it; a few seconds.
 
     Args:
@@ -42,23 +70,105 @@ def measure_rates(repeats: int = 5, clock: Callable[[], float] = time.perf_count
         clock: seconds.
     """
     workers = share_out(None, "cpu")
-    environments = [load_environment(name) for name in ("running_total", "grid_walk", "largest")]
-    config = load_preset(MODEL)
-    start = clock()
-    texts = list(itertools.islice(documents(0, DOCUMENTS, environments), DOCUMENTS))
-    made_s = clock() - start
-    tokenizer = Tokenizer.train(texts, config.vocab_size)
-    start = clock()
-    ids = [i for one in tokenizer.encode_batch(texts) for i in one]
-    documents_per_s = DOCUMENTS / (made_s + clock() - start)
+    recipe = load_recipe(RECIPE, {"data.documents": DOCUMENTS})
+    config = load_preset(recipe.model)
+    environments = [load_environment(name) for name in recipe.environments]
+    tokenizer, tokens, corpus = _corpus(recipe, config, environments, clock)
     model = initialise(empty_model(config, dtype="float32"), 0)
-    fixed_s, train_rate = fixed_and_rate(*_training(model, torch.tensor(ids), workers, repeats, clock))
+    fixed_s, train_rate = fixed_and_rate(*_training(model, tokens, workers, repeats, clock))
     model.eval()
-    decode_s, decode_rate, prefill_rate = _sampling(model, tokenizer, workers, repeats, clock)
-    cores, row = min(workers, usable_cores()), this_cpu()
-    watts = row.watts * cores + row.idle_watts * (usable_cores() - cores)
+    problem_s, reply_s = _checking(ChatFormat(tokenizer), environments, repeats, clock)
+    took = _sampling(model, tokenizer, 1, KINDS, repeats, clock)
+    together = _sampling(model, tokenizer, workers, (READ_MANY, DECODE_MANY), repeats, clock) if workers > 1 else took
+    torch.set_num_threads(available_threads())
+    alone = _sampling(model, tokenizer, 1, KINDS, repeats, clock) if workers > 1 else took
+    share_out(None, "cpu")
+    row = this_cpu()
+    cores = min(workers, usable_cores())
+    return Rates(
+        layer_step_s=fixed_s / config.num_hidden_layers,
+        train_flops_per_s=train_rate,
+        engine=engine_rates(config, took),
+        alone=engine_rates(config, alone),
+        workers=workers,
+        read_gain=max(workers * took[READ_MANY] / together[READ_MANY], 1.0),
+        decode_gain=max(workers * took[DECODE_MANY] / together[DECODE_MANY], 1.0),
+        problem_s=problem_s,
+        reply_s=reply_s,
+        watts=row.watts * cores + row.idle_watts * (usable_cores() - cores),
+        **corpus,
+    )
+
+
+def engine_rates(config: ModelConfig, took: Mapping[Kind, float]) -> EngineRates:
+    """Return the rates of an engine from the seconds that some kinds of work took it.
+
+    Args:
+        config: of the model that it had.
+        took: seconds of all KINDS.
+    """
     layers = config.num_hidden_layers
-    return Rates(fixed_s / layers, train_rate, decode_s / layers, decode_rate, prefill_rate, documents_per_s, watts)
+    products = forward_flops(config, tokens=PROMPT, pairs=0, head_tokens=1)
+    # Prompts that are read beyond those that the same replies have, and replies beyond those of the same prompts.
+    prompt_s = max(took[READ_MANY] - took[BEGIN], 0.5 * took[READ_MANY]) / (ROWS - ROWS // GROUP)
+    sample_s = max(took[BEGIN] - took[READ_ONE] - (ROWS // GROUP - 1) * prompt_s, 0.0) / (ROWS - 1)
+    call_s = max(took[READ_ONE] - prompt_s - sample_s, 0.0)
+    pairs = forward_flops(config, tokens=0, pairs=causal_pairs([LONG]), head_tokens=0)
+    attention_s = max(took[READ_LONG] - call_s - prompt_s * LONG / PROMPT - sample_s, 0.05 * took[READ_LONG])
+
+    one_s, some_s, many_s, behind_s = (
+        max(took[whole] - took[begun], 0.5 * took[whole]) / REPLY
+        for whole, begun in (
+            (DECODE_ONE, READ_ONE),
+            (DECODE_SOME, READ_SOME),
+            (DECODE_MANY, BEGIN),
+            (DECODE_BEHIND, BEGIN_BEHIND),
+        )
+    )
+    at_none = decode_flops_per_token(config, 0)
+    per_key = decode_flops_per_token(config, 1) - at_none
+    key_s = max(behind_s - many_s, 0.01 * many_s) / (ROWS * (BEHIND - PROMPT))
+    keys = PROMPT + (REPLY + 1) / 2
+    touched = {rows: experts_chosen(config, rows) for rows in (1, SOME, ROWS)}
+    # Two lines through three points: from some rows to many nearly no expert is added, from one to some nearly all are.
+    row_s = max(many_s - some_s, 0.0) / (ROWS - SOME)
+    row_s = min(max(row_s - key_s * keys, 0.1 * row_s), many_s / ROWS) or many_s / ROWS
+    more = touched[SOME] - touched[1]
+    expert_s = max(some_s - one_s - (SOME - 1) * (row_s + key_s * keys), 0.0) / more if more else 0.0
+    layer_s = max(one_s - touched[1] * expert_s - row_s - key_s * keys, 0.0) / layers
+    return EngineRates(
+        layer_read_s=call_s / layers,
+        read_flops_per_s=products / prompt_s,
+        attend_read_flops_per_s=pairs / attention_s,
+        layer_decode_s=layer_s,
+        expert_decode_s=expert_s,
+        decode_flops_per_s=at_none / row_s,
+        attend_flops_per_s=per_key / key_s,
+        sample_s=sample_s,
+        keep_s=max(took[KEEP] - took[DECODE_MANY], 0.0) / (ROWS * (1 + REPLY)),
+    )
+
+
+def _corpus(
+    recipe: Recipe, config: ModelConfig, environments: Sequence[Environment], clock: Callable[[], float]
+) -> tuple[Tokenizer, torch.Tensor, dict[str, float]]:
+    """Make a small corpus; return its tokenizer, its tokens and how fast it was made."""
+    start = clock()
+    tokenizer = train_tokenizer(recipe, config.vocab_size)
+    learnt = clock()
+    corpus = tokenise(recipe, tokenizer)
+    encoded = clock()
+    levels, count = recipe.levels, recipe.eval.problems
+    held_out = [one.prompt for e in environments for one in distinct_problems(e, count, 0, levels.get(e.name))]
+    searching = clock()
+    contamination(held_out, documents(recipe.seed, DOCUMENTS, environments, levels))
+    rates = {
+        "learn_documents_per_s": DOCUMENTS / (learnt - start),
+        "encode_documents_per_s": DOCUMENTS / (encoded - learnt),
+        "search_documents_per_s": DOCUMENTS / (clock() - searching),
+        "document_tokens": (corpus.facts.train_tokens + corpus.facts.validation_tokens) / DOCUMENTS,
+    }
+    return tokenizer, corpus.train, rates
 
 
 def _training(
@@ -80,31 +190,79 @@ def _training(
 
 
 def _sampling(
-    model: Transformer, tokenizer: Tokenizer, workers: int, repeats: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Return the fixed seconds of a decoding step, and the FLOP/s of decoding and of reading prompts."""
-    kinds = ((FEW_REPLIES, GROUP, 1), (FEW_REPLIES, GROUP, REPLY), (MANY_REPLIES, GROUP, 1))
-    kinds = (*kinds, (MANY_REPLIES, GROUP, REPLY), (MANY_REPLIES, 1, 1))
-    times: dict[tuple[int, int, int], list[float]] = {kind: [] for kind in kinds}
-    for _, (replies, each, tokens) in itertools.product(range(repeats), kinds):
-        engine = EnginePool(model, tokenizer, workers=workers, max_batch=replies, max_context_tokens=PROMPT + REPLY)
-        prompts = [[2 + (i + 7 * n) % 300 for i in range(PROMPT)] for n in range(replies // each)]
-        params = SamplingParams(max_tokens=tokens, n=each, seed=1, ignore_eos=True)
+    model: Transformer,
+    tokenizer: Tokenizer,
+    workers: int,
+    kinds: Sequence[Kind],
+    repeats: int,
+    clock: Callable[[], float],
+) -> dict[Kind, float]:
+    """Return the seconds of each kind of work, by some engines side by side; for several, as much for each."""
+    pools = {
+        kept: EnginePool(
+            model,
+            tokenizer,
+            workers=workers,
+            max_batch=workers * ROWS,
+            max_context_tokens=max(LONG + 1, BEHIND + REPLY) + 1,
+            record_experts=kept,
+        )
+        for kept in {kind[-1] for kind in kinds}
+    }
+    times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
+    end = clock() + PATIENCE_S
+    for turn, kind in itertools.product(range(repeats), kinds):
+        if turn and clock() > end:  # the machine is busy: what there is must do
+            continue
+        prompts, each, length, tokens, kept = kind
+        texts = [[2 + (i + 7 * n) % 300 for i in range(length)] for n in range(workers * prompts)]
+        params = SamplingParams(max_tokens=tokens, n=each, seed=1, ignore_eos=True, logprobs=0)
         start = clock()
-        engine.generate(prompts, params)
-        times[replies, each, tokens].append(clock() - start)
-    took = {kind: _undisturbed(found) for kind, found in times.items()}
-    config, steps = model.config, REPLY - 1
-    flops = decode_flops_per_token(config, PROMPT + REPLY // 2)
-    points = []
-    for replies in (FEW_REPLIES, MANY_REPLIES):
-        whole = took[replies, GROUP, REPLY]
-        # Most of it is decoding; a disturbance while prompts alone were read must not say otherwise.
-        step_s = max(whole - took[replies, GROUP, 1], whole / 2) / steps
-        points.append((replies * flops, step_s))
-    fixed, rate = fixed_and_rate(*points)
-    read = MANY_REPLIES * forward_flops(config, tokens=PROMPT, pairs=causal_pairs([PROMPT]), head_tokens=1)
-    return fixed, rate, read / took[MANY_REPLIES, 1, 1]
+        pools[kept].generate(texts, params)
+        times[kind].append(clock() - start)
+    return {kind: _undisturbed(found) for kind, found in times.items()}
+
+
+class _Canned:
+    """An engine that has its replies already, so that only what is done with them takes time."""
+
+    def __init__(self, chat: ChatFormat, replies: Sequence[list[int]]) -> None:
+        self.chat, self.replies = chat, replies
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: object, **_: object) -> list[Output]:
+        each = len(self.replies) // len(prompts)
+        return [Output(str(i // each), i % each, ids, "", finish_reason="stop") for i, ids in enumerate(self.replies)]
+
+
+def _checking(
+    chat: ChatFormat, environments: Sequence[Environment], repeats: int, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Return the seconds of making a problem with its prompt, and of checking a reply: a worked solution, as tokens."""
+    known = {environment.name: environment for environment in environments}
+
+    def seconds(problems: int, each: int) -> float:
+        start = clock()
+        made = [one for e in environments for one in distinct_problems(e, problems, 0)]
+        asked = clock() - start
+        canned = _Canned(chat, [_worked(chat, known, one) for one in made for _ in range(each)])
+        params = SamplingParams(n=each)
+        start = clock()
+        attempt(cast(Engine, canned), made, params, environments=known)
+        return asked + clock() - start
+
+    few, many = ([seconds(problems, each) for _ in range(repeats)] for problems, each in ((ROWS // 8, 8), (ROWS, 1)))
+    count = len(environments)
+    once_s, often_s = _undisturbed(few), _undisturbed(many)
+    # As many replies, to fewer problems.
+    problem_s = max(often_s - once_s, 0.0) / (count * (ROWS - ROWS // 8))
+    return problem_s, max(once_s - count * ROWS // 8 * problem_s, 0.1 * once_s) / (count * ROWS)
+
+
+def _worked(chat: ChatFormat, environments: Mapping[str, Environment], problem: Problem) -> list[int]:
+    """Return a problem's worked solution as the tokens of a reply."""
+    solution = environments[problem.environment].solution(problem, random.Random(problem.key))
+    ids, mask = chat.example([Message("user", problem.prompt), solution])
+    return [token for token, own in zip(ids, mask, strict=True) if own]
 
 
 def _undisturbed(times: list[float]) -> float:

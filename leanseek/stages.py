@@ -142,7 +142,11 @@ def _train_along(run: Run, ranks: Ranks) -> None:
 
 def _foretell(run: Run) -> None:
     """Write down what the stages should take, where this machine has been measured and nothing is done yet."""
-    rates = load_rates()
+    try:
+        rates = load_rates()
+    except ConfigError as error:
+        say(f"not planned: {error}")
+        return
     if rates is None or run.recipe.grpo.start is not None or run.recipe.device != "cpu" or run.summary:
         return
     planned = forecast(run.recipe, rates)
@@ -270,9 +274,11 @@ class _Line:
             texts = provenance(self.recipe.data.shards)
             return {"vocab_size": tokenizer.vocab_size, **asdict(facts), "texts": texts}
         vocab_size = self.recipe.tokenizer.vocab_size or load_preset(self.recipe.model).vocab_size
-        tokenizer = train_tokenizer(self.recipe, vocab_size)
+        with charge.timed("vocabulary"):
+            tokenizer = train_tokenizer(self.recipe, vocab_size)
         tokenizer.save(self.run.tokenizer_folder)
-        corpus = tokenise(self.recipe, tokenizer)
+        with charge.timed("corpus"):
+            corpus = tokenise(self.recipe, tokenizer)
         corpus.save(self.run.corpus_folder)
         charge.tokens += corpus.facts.train_tokens + corpus.facts.validation_tokens
         return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
@@ -311,7 +317,8 @@ class _Line:
             for model, film in films.items():
                 write_atomic(self.run.films_folder / f"{task}-{model}.webp", film)
         self.run.update("accuracy", found.accuracy)
-        self.run.update("contamination", asdict(self._overlap()))
+        with charge.timed("contamination"):
+            self.run.update("contamination", asdict(self._overlap()))
         if found.mtp_acceptance is not None:
             self.run.update("mtp", {"acceptance": found.mtp_acceptance})
         return {"problems": self.recipe.eval.problems}

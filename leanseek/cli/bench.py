@@ -12,9 +12,13 @@ from typing import Any, Literal
 from leanseek import variables
 from leanseek.cli.columns import columns
 from leanseek.cost.energy import EnergyMeter, describe_meter
+from leanseek.cost.rates import load_rates
+from leanseek.drawing import decode_speed, read_speed
 from leanseek.errors import UsageError
 from leanseek.log import say
 from leanseek.run import model_folder
+
+HEAD = ("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak", "J a token", "planned")
 
 
 def bench(
@@ -31,6 +35,8 @@ def bench(
     json: bool = False,
 ) -> None:
     """Measure speed on this machine, beside the memory's stream rate and the peak of int8 multiplications.
+
+    With fp32 weights, what leanseek plan expects stands beside it, where leanseek plan --calibrate has been run.
 
     Example: leanseek bench decode deepseek-v2-lite --random-weights --weights int4
 
@@ -75,7 +81,9 @@ def bench(
         say(f"{facts}int8 {limits.peak_gops:,.0f} GOPS")
     elif what == "kernels":
         raise UsageError(f"there are no native kernels to measure: {native.native().reason}")
-    found, meter = [], ""
+    found, meter, known = [], "", load_rates() if weights == "fp32" else None
+    # What was calibrated is an engine with one thread, and one with all.
+    rates = None if known is None else known.engine if torch.get_num_threads() == 1 else known.alone
     if what == "kernels":
         assert limits is not None
         rows = batch if batch != (1,) else (1, 4, 8, 32, 128)
@@ -88,21 +96,23 @@ def bench(
                 flops = forward_flops_per_token(config, length)
                 reading = partial(speed.prefill_row, net, tokens=length, limits=limits, flops_per_token=flops)
                 row = _with_energy(lambda reading=reading: reading(repeats=repeats))  # type: ignore[misc]
+                if rates is not None:
+                    row["planned"] = read_speed(config, rates, length)
                 meter = str(row["meter"])
                 found.append(_shown(row, json, weights))
                 continue
             for count in batch:
                 drawing = partial(speed.decode_row, net, batch=count, context=length, tokens=tokens, limits=limits)
                 row = _with_energy(lambda drawing=drawing: drawing(repeats=repeats))  # type: ignore[misc]
+                if rates is not None:
+                    row["planned"] = decode_speed(config, rates, count, length, tokens)
+                    if limits is not None:  # weights too large for caches are read from memory, step by step
+                        most = limits.stream_gb_s * 1e9 * count / row["bytes_per_step"]
+                        row["planned"] = min(row["planned"], most)
                 meter = str(row["meter"])
                 found.append(_shown(row, json, weights))
     if not json:
-        print(
-            columns(
-                [("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak", "J a token"), *found],
-                right=(1, 3, 4, 5, 6, 7, 8, 9),
-            )
-        )
+        print(columns([HEAD, *found], right=(1, 3, 4, 5, 6, 7, 8, 9, 10)))
         if meter:
             print(f"energy: {describe_meter(meter)}")
 
@@ -140,4 +150,5 @@ def _shown(row: dict[str, Any], as_json: bool, weights: str) -> tuple[str, ...]:
         cells.append(f"{row[rate]:,.1f}" if rate in row else "")
         cells.append(f"{row[share]:.0%}" if share in row else "")
     cells.append(f"{row['joules_per_token']:,.3g}" if "joules_per_token" in row else "")
+    cells.append(f"{row['planned']:,.4g}" if "planned" in row else "")
     return tuple(cells)

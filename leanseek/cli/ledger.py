@@ -14,7 +14,7 @@ from leanseek.cli.columns import columns
 from leanseek.cost.carbon import Grid, format_grams, parse_grid
 from leanseek.cost.chain import Sealed, read_chain
 from leanseek.cost.energy import describe_meter
-from leanseek.cost.ledger import ALL_STAGES, BY_PART, sum_rows
+from leanseek.cost.ledger import ALL_STAGES, BY_PART, SECONDS_BY_PART, sum_rows
 from leanseek.errors import RunError, UsageError, nearest
 from leanseek.log import say
 from leanseek.run import Run
@@ -164,6 +164,10 @@ def _against_plan(name: str, sums: Mapping[str, Any]) -> list[str]:
         error = f"{one['seconds'] / seconds - 1:+.0%}" if seconds else NOTHING
         counts = format_count(one.get("tokens") or 0), format_count(tokens)
         rows.append((stage, format_seconds(one["seconds"]), format_seconds(seconds), error, *counts))
+        for part, took in (sums[stage].get(SECONDS_BY_PART) or {}).items():
+            if wanted := (one.get("parts") or {}).get(part):
+                error = f"{wanted / took - 1:+.0%}" if took else NOTHING
+                rows.append((f"  {part}", format_seconds(wanted), format_seconds(took), error, "", ""))
     return ["", "as planned before the run:", columns(rows, right=range(1, len(rows[0]))), ""]
 
 

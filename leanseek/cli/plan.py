@@ -28,11 +28,11 @@ from leanseek.cost.summary import Table, learning_tables, row_table, serving_tab
 from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
 from leanseek.files import write_atomic
-from leanseek.forecast import INFORMATIVE, as_summary, forecast
+from leanseek.forecast import INFORMATIVE, StageForecast, as_summary, forecast
 from leanseek.model.config import ModelConfig
 from leanseek.run import Run, model_folder
 from leanseek.settings import Recipe, load_recipe, recipe_names
-from leanseek.units import format_count, format_joules, format_seconds, format_usd
+from leanseek.units import format_count, format_joules, format_percent, format_seconds, format_usd
 
 METER = "by the power model of this machine's row in hardware.toml, not measured"
 
@@ -200,7 +200,7 @@ def measured_rates() -> Rates:
     return measure_rates()
 
 
-def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 1.0) -> Hardware:
+def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.5) -> Hardware:
     """Measure how fast this machine multiplies matrices and reads memory.
 
     Args:
@@ -274,6 +274,7 @@ def _plan_recipe(recipe: Recipe, grid: str | None, json: bool) -> None:
     rows: list[tuple[str, ...]] = [("stage", "time", "tokens", "energy", "J a token", "money")]
     rows += [(one.stage, *_stage_cells(one.seconds, one.tokens, one.joules, one.usd)) for one in stages]
     rows.append(("all", *_stage_cells(**totals)))
+    where = [("of a stage", ""), *((one.stage, _shares(one)) for one in stages)]
     notes = [
         (f"energy: {rates.watts:g} W, {METER}",),
         (f"GRPO: {INFORMATIVE:.0%} of the groups are taken to teach something; replies as long as worked solutions",),
@@ -281,7 +282,12 @@ def _plan_recipe(recipe: Recipe, grid: str | None, json: bool) -> None:
     if whose is not None:
         grams = format_grams(whose.grams(totals["joules"]))
         notes.append((f"carbon: {grams} at {whose.grams_per_kwh:g} g a kWh ({whose.name})",))
-    print(_page(f"recipe {recipe.name} on this machine", [Table(rows, range(1, 6)), Table(notes)]))
+    print(_page(f"recipe {recipe.name} on this machine", [Table(rows, range(1, 6)), Table(where), Table(notes)]))
+
+
+def _shares(stage: StageForecast) -> str:
+    parts = sorted(stage.parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {format_percent(seconds / stage.seconds)}" for name, seconds in parts if seconds)
 
 
 def _stage_cells(seconds: float, tokens: float, joules: float, usd: float) -> tuple[str, ...]:
@@ -290,17 +296,22 @@ def _stage_cells(seconds: float, tokens: float, joules: float, usd: float) -> tu
 
 
 def _rates_table(rates: Rates) -> Table:
-    step_ms, decode_ms = rates.layer_step_s * 1e3, rates.layer_decode_s * 1e3
-    train_rate = rates.train_flops_per_s / 1e9
+    one = rates.engine
+
+    def part(layer_s: float, flops_per_s: float) -> str:
+        return f"{layer_s * 1e3:.2g} ms a layer and step, {flops_per_s / 1e9:.3g} GFLOP/s beyond"
+
     return Table(
         [
+            ("training, small model", part(rates.layer_step_s, rates.train_flops_per_s)),
+            ("prompts", part(one.layer_read_s, one.read_flops_per_s)),
+            ("decoding", part(one.layer_decode_s, one.decode_flops_per_s)),
             (
-                "training, small model",
-                f"{step_ms:.0f} ms a layer and step, {train_rate:.0f} GFLOP/s",
+                "engines side by side",
+                f"{rates.workers}: {rates.read_gain:.2f} x prompts, {rates.decode_gain:.2f} x replies",
             ),
-            ("decoding", f"{decode_ms:.2f} ms a layer and step, {rates.decode_flops_per_s / 1e9:.1f} GFLOP/s"),
-            ("prompts", f"{rates.prefill_flops_per_s / 1e9:.0f} GFLOP/s"),
-            ("corpus", f"{rates.documents_per_s:,.0f} documents a second"),
+            ("a problem, a check", f"{rates.problem_s * 1e6:.0f} and {rates.reply_s * 1e6:.0f} microseconds"),
+            ("corpus", f"{rates.encode_documents_per_s:,.0f} documents a second"),
         ]
     )
 

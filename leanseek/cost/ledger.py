@@ -27,7 +27,8 @@ SUMMED_IF_KNOWN = (
     "storage_written_bytes",
     "carbon_g",
 )
-BY_PART = "flops_by_part"
+# The same, part by part.
+BY_PART, SECONDS_BY_PART = "flops_by_part", "seconds_by_part"
 LARGEST = ("peak_memory_bytes", "device_peak_memory_bytes")
 ALL_STAGES = "totals"
 
@@ -43,6 +44,7 @@ class Charge:
         device_peak_memory_bytes: largest memory in use on the GPU; 0 where there is none.
         forward_flops, backward_flops, recompute_flops: shares of `flops`, as far as whoever did the work told them.
         flops_by_part: part of the model -> its share of `flops`, likewise.
+        seconds_by_part: part of the work -> how long it took, likewise.
     """
 
     stage: str
@@ -53,6 +55,7 @@ class Charge:
     backward_flops: float = 0
     recompute_flops: float = 0
     flops_by_part: dict[str, float] = field(default_factory=dict)
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
 
     def add_flops(self, forward: float = 0, backward: float = 0, recompute: float = 0, part: str | None = None) -> None:
         """Add work to `flops` and to the shares that it belongs to.
@@ -69,6 +72,15 @@ class Charge:
         self.recompute_flops += recompute
         if part is not None:
             self.flops_by_part[part] = self.flops_by_part.get(part, 0) + forward + backward + recompute
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the seconds inside to a part of the work."""
+        start_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds_by_part[part] = self.seconds_by_part.get(part, 0) + time.monotonic() - start_s
 
 
 class Ledger:
@@ -168,7 +180,7 @@ class Ledger:
             "device_peak_memory_bytes": int(charge.device_peak_memory_bytes),
             "device": self.device,
         }
-        for key in ("forward_flops", "backward_flops", "recompute_flops", BY_PART):
+        for key in ("forward_flops", "backward_flops", "recompute_flops", BY_PART, SECONDS_BY_PART):
             if value := getattr(charge, key):
                 row[key] = value
         storage_after = storage_bytes()
@@ -220,12 +232,13 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for key in SUMMED_IF_KNOWN:
         if any(row.get(key) is not None for row in rows):
             total[key] = sum(row.get(key) or 0 for row in rows)
-    parts: dict[str, float] = {}
-    for row in rows:
-        for part, flops in (row.get(BY_PART) or {}).items():
-            parts[part] = parts.get(part, 0) + flops
-    if parts:
-        total[BY_PART] = parts
+    for key in (BY_PART, SECONDS_BY_PART):
+        parts: dict[str, float] = {}
+        for row in rows:
+            for part, amount in (row.get(key) or {}).items():
+                parts[part] = parts.get(part, 0) + amount
+        if parts:
+            total[key] = parts
     for key in LARGEST:
         total[key] = max((row.get(key) or 0 for row in rows), default=0)
     total["meter"] = ", ".join(dict.fromkeys(str(row["meter"]) for row in rows if row.get("meter")))

@@ -14,6 +14,36 @@ FILE = "rates.json"
 
 
 @dataclass(frozen=True)
+class EngineRates:
+    """Seconds of one engine's work: reading prompts (few large products) and decoding (many small ones).
+
+    Args:
+        layer_read_s: of a call that reads prompts, for each layer, however little there is to read.
+        read_flops_per_s: of reading beyond that.
+        attend_read_flops_per_s: of attention while reading.
+        layer_decode_s: of a decoding step, for each layer, whatever it is for.
+        expert_decode_s: of each expert that the step's tokens choose, beyond that.
+        decode_flops_per_s: of each token beyond that.
+        attend_flops_per_s: of attention over the cache while decoding.
+        sample_s: of beginning and ending a reply.
+        keep_s: of a token, where the experts that it chose are kept.
+    """
+
+    layer_read_s: float
+    read_flops_per_s: float
+    attend_read_flops_per_s: float
+    layer_decode_s: float
+    expert_decode_s: float
+    decode_flops_per_s: float
+    attend_flops_per_s: float
+    sample_s: float
+    keep_s: float
+
+    def __post_init__(self) -> None:
+        _check_amounts(self)
+
+
+@dataclass(frozen=True)
 class Rates:
     """Seconds of small models' work on a processor: a fixed part of each step, and a rate for all above it.
 
@@ -23,28 +53,47 @@ class Rates:
     Args:
         layer_step_s: of an optimiser step, for each layer (the MTP layer too, where it learns), whatever its tokens.
         train_flops_per_s: of training beyond that, all workers together.
-        layer_decode_s: of one decoding step, for each layer, however many texts it is for.
-        decode_flops_per_s: of decoding beyond that.
-        prefill_flops_per_s: of reading prompts.
-        documents_per_s: made, and turned into tokens.
+        engine: one that works with one thread, as the stages of a run do.
+        alone: one that has all threads, as a server's and `leanseek bench` do.
+        workers: engines that a stage has at most, side by side.
+        read_gain, decode_gain: how much more all of them together do than one.
+        problem_s: making a problem and its prompt.
+        reply_s: taking a reply apart and checking it.
+        learn_documents_per_s: made, and a vocabulary learnt from them.
+        encode_documents_per_s: made, and turned into tokens.
+        search_documents_per_s: made, and searched for held-out problems.
+        document_tokens: of those documents, on the average: longer ones take longer.
         watts: what the machine draws while it works, by the power model of its row.
     """
 
     layer_step_s: float
     train_flops_per_s: float
-    layer_decode_s: float
-    decode_flops_per_s: float
-    prefill_flops_per_s: float
-    documents_per_s: float
+    engine: EngineRates
+    alone: EngineRates
+    workers: int
+    read_gain: float
+    decode_gain: float
+    problem_s: float
+    reply_s: float
+    learn_documents_per_s: float
+    encode_documents_per_s: float
+    search_documents_per_s: float
+    document_tokens: float
     watts: float
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"{field.name} = {value!r} is not an amount")
-            if not value and field.name.endswith("_per_s"):
-                raise ValueError(f"{field.name} = 0")
+        _check_amounts(self)
+
+
+def _check_amounts(rates: EngineRates | Rates) -> None:
+    for field in fields(rates):
+        value = getattr(rates, field.name)
+        if isinstance(value, EngineRates):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{field.name} = {value!r} is not an amount")
+        if (not value and not field.name.endswith("_s")) or (not value and field.name.endswith("_per_s")):
+            raise ValueError(f"{field.name} = 0")
 
 
 def fixed_and_rate(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
@@ -72,10 +121,12 @@ def load_rates(path: Path | None = None) -> Rates | None:
     """
     place = path or rates_file()
     try:
-        return Rates(**json.loads(place.read_text(encoding="utf-8")))
+        values = json.loads(place.read_text(encoding="utf-8"))
+        engines = {name: EngineRates(**values[name]) for name in ("engine", "alone")}
+        return Rates(**{**values, **engines})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{place}: not the rates of a machine ({error}); run: leanseek plan --calibrate") from None
 
 

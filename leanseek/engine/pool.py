@@ -8,20 +8,17 @@ from typing import Any
 
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, SamplingParams
+from leanseek.engine.shares import engines_for, rows_of
 from leanseek.kernels.threads import run_all
 from leanseek.model.transformer import Transformer
 from leanseek.tokens.tokenizer import Tokenizer
-
-# Samples that an engine must have to be worth a thread: between small operations threads wait for each other's
-# turn in the interpreter. With 256 samples two engines are slower than one, with 512 they are 1.4 times as fast.
-LEAST_SAMPLES = 160
 
 
 class EnginePool:
     """Answers prompts as one `Engine.generate` would, in `workers` threads that meet only at the end.
 
     Args:
-        workers: engines; prompts are dealt in turn to as many of them as have `LEAST_SAMPLES` to do.
+        workers: engines; prompts are dealt in turn to as many of them as have enough to do (`engine.shares`).
         model, tokenizer, max_batch, max_context_tokens, drafts, record_experts: as `Engine`; the batch is shared out.
     """
 
@@ -42,8 +39,8 @@ class EnginePool:
             "record_experts": record_experts,
         }
         self._max_batch = max_batch
-        share = max(-(-max_batch // workers), min(max_batch, 2 * LEAST_SAMPLES - 1))
-        self.engines = [Engine(model, tokenizer, max_batch=share, **self._options) for _ in range(workers)]
+        rows = rows_of(max_batch, workers)
+        self.engines = [Engine(model, tokenizer, max_batch=rows, **self._options) for _ in range(workers)]
         self.config, self.model, self.tokenizer, self.chat = model.config, model, tokenizer, self.engines[0].chat
 
     @property
@@ -64,7 +61,7 @@ class EnginePool:
         failure or Ctrl-C every engine stops with the next reply that it finishes.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        count = max(1, min(len(self.engines), sum(one.n for one in each) // LEAST_SAMPLES))
+        count = engines_for(sum(one.n for one in each), len(self.engines))
         done = [0] * count
         stopping, noting = threading.Event(), threading.Lock()
 

@@ -16,7 +16,7 @@ from leanseek.evals.accuracy import Accuracy, evaluate
 from leanseek.evals.attempts import Attempt, is_sound
 from leanseek.log import progress, say
 from leanseek.messages import Message
-from leanseek.model.count import sampling_parts
+from leanseek.model.count import causal_pairs, forward_parts, mtp_flops, sampling_parts
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
 from leanseek.tokens.tokenizer import Tokenizer
@@ -72,28 +72,24 @@ def evaluate_run(
             engine = EnginePool(model, tokenizer, workers=workers, max_batch=BATCH, max_context_tokens=limit)
             for environment in environments:
                 before = bar.done
-                result = evaluate(
-                    engine,
-                    environment,
-                    problems=settings.problems,
-                    samples=settings.samples,
-                    seed=recipe.seed,
-                    levels=recipe.levels.get(environment.name),
-                    max_new_tokens=settings.max_new_tokens,
-                    effort=recipe.efforts[-1] if recipe.efforts else None,
-                    on_progress=lambda done, before=before: bar.advance(before + done - bar.done),  # type: ignore[misc]
-                )
+                with meter.timed("replies"):
+                    result = evaluate(
+                        engine,
+                        environment,
+                        problems=settings.problems,
+                        samples=settings.samples,
+                        seed=recipe.seed,
+                        levels=recipe.levels.get(environment.name),
+                        max_new_tokens=settings.max_new_tokens,
+                        effort=recipe.efforts[-1] if recipe.efforts else None,
+                        on_progress=lambda n, before=before: bar.advance(before + n - bar.done),  # type: ignore[misc]
+                    )
                 results[environment.name][name] = result
                 bar.say(f"  {environment.name}, {name}: {result.greedy}")
                 _charge(model, result, settings.samples, meter)
-            replies = [
-                (a.prompt_ids, a.output.token_ids)
-                for by_model in results.values()
-                for a in by_model[name].attempts
-                if len(a.output.token_ids) > 1
-            ]
-            share = acceptance(model, replies)
-            accepted = None if share is None else share.share
+            if name == list(found)[-1]:
+                with meter.timed("drafts"):
+                    accepted = _accepted(model, [by_model[name] for by_model in results.values()], meter)
     accuracy = {task: _figures(by_model) for task, by_model in results.items()}
     samples = [
         _sample(environment, name, result.attempts[i])
@@ -214,6 +210,22 @@ def _told(messages: Sequence[Message]) -> str:
         if place < len(messages) - 1:
             lines.append(message.content)
     return "\n".join(line for line in lines if line)
+
+
+def _accepted(model: Transformer, results: Sequence[Accuracy], meter: Meter) -> float | None:
+    """Return the share of right drafts on the greedy replies, and charge the reading of them."""
+    replies = [
+        (a.prompt_ids, a.output.token_ids) for one in results for a in one.attempts if len(a.output.token_ids) > 1
+    ]
+    share = acceptance(model, replies)
+    if share is None:
+        return None
+    lengths = [len(prompt) + len(reply) for prompt, reply in replies]
+    tokens, pairs = sum(lengths), causal_pairs(lengths)
+    for part, flops in forward_parts(model.config, tokens=tokens, pairs=pairs, head_tokens=0).items():
+        meter.add_flops(flops, part=part)
+    meter.add_flops(mtp_flops(model.config, tokens=tokens, pairs=pairs, head_tokens=share.count), part="mtp")
+    return share.share
 
 
 def _charge(model: Transformer, result: Accuracy, samples: int, meter: Meter) -> None:

@@ -15,6 +15,7 @@ from leanseek.errors import EngineError
 from leanseek.kernels.limits import Limits
 from leanseek.kernels.packed import Packed, empty_packed, packed_experts, packed_linear
 from leanseek.model.config import ModelConfig
+from leanseek.model.count import chosen_share
 from leanseek.model.experts import Experts
 from leanseek.model.transformer import Transformer
 
@@ -149,7 +150,7 @@ def weight_bytes(model: Transformer, batch: int = 1) -> int:
         if held is not None:
             sizes += held.nbytes if isinstance(held, Packed) else sum(packed.nbytes for packed in held)
         if isinstance(module, Experts):
-            sizes *= 1 - (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch
+            sizes *= chosen_share(config, batch)
         total += sizes
     return int(total)
 

@@ -46,4 +46,6 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     trainer = stage.fit(model, objective, batch, {"validate": validate})
     read = sequences_before(trainer.done, settings.steps or trainer.done, settings)
     passes = read / (stream.batches_per_pass * settings.batch_sequences)
-    return {"steps": trainer.done, "corpus_passes": passes, **validate()}
+    with stage.meter.timed("looks"):
+        measured = validate()
+    return {"steps": trainer.done, "corpus_passes": passes, **measured}

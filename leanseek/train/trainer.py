@@ -72,6 +72,9 @@ class Meter(Protocol):
     def add_flops(self, forward: float = 0, backward: float = 0, recompute: float = 0, part: str | None = None) -> None:
         """Add operations of a pass, and of a part of the model."""
 
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """Count the seconds inside to a part of the work."""
+
 
 Objective = Callable[[Transformer, Any], Loss]
 Batches = Callable[[int], TrainingBatch]
@@ -188,9 +191,11 @@ class Trainer:
         with interrupts() as interrupt:
             while self.done < self.steps and not self.ended:
                 start_s, tokens = time.monotonic(), self.meter.tokens
-                batch = batches(self.done)
+                with self.meter.timed("batches"):
+                    batch = batches(self.done)
                 self.model.train()
-                metrics: dict[str, Any] = dict(batch.metrics) | self.step(batch.to(self.model.device))
+                with self.meter.timed("learning"):
+                    metrics: dict[str, Any] = dict(batch.metrics) | self.step(batch.to(self.model.device))
                 self.done += 1
                 if self.average is not None:
                     self.average.update(self.done, self.steps)
@@ -201,7 +206,7 @@ class Trainer:
                 watched = hooks.validate is not None and (last or self.done % self.settings.validate_every == 0)
                 best = False
                 if watched and hooks.validate is not None:
-                    with self._averaged():
+                    with self._averaged(), self.meter.timed("looks"):
                         measured = hooks.validate()
                     metrics |= measured
                     best = self._is_best(measured)
@@ -216,7 +221,7 @@ class Trainer:
                 stops = self._wants_to_stop(interrupt)
                 due = self.done % self.settings.checkpoint_every == 0 or (best and self.settings.keep_best)
                 if last or self.ended or stops or due:
-                    with self._averaged():
+                    with self._averaged(), self.meter.timed("saving"):
                         hooks.save(self.done, self.state_dict())
                 if stops:
                     raise KeyboardInterrupt

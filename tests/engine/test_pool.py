@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import leanseek.engine.pool as module
+import leanseek.engine.shares as shares
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
@@ -19,7 +19,7 @@ from leanseek.errors import EngineError
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
     """A few samples are enough for a thread here."""
-    monkeypatch.setattr(module, "LEAST_SAMPLES", 1)
+    monkeypatch.setattr(shares, "LEAST_SAMPLES", 1)
 
 
 PARAMS = SamplingParams(max_tokens=9, seed=4, ignore_eos=True, logprobs=0)
@@ -102,7 +102,7 @@ def test_progress_is_told_by_one_engine_at_a_time(tiny_model, tiny_tokenizer):
 
 @pytest.mark.parametrize(("samples", "used"), [(1, 1), (5, 1), (6, 2), (8, 2), (40, 3)])
 def test_an_engine_is_used_only_where_it_has_enough_to_do(tiny_model, tiny_tokenizer, monkeypatch, samples, used):
-    monkeypatch.setattr(module, "LEAST_SAMPLES", 3)
+    monkeypatch.setattr(shares, "LEAST_SAMPLES", 3)
     pool = EnginePool(tiny_model, tiny_tokenizer, workers=3, max_batch=40)
     calls: list[int] = []
     for number, engine in enumerate(pool.engines):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-import leanseek.engine.pool as pool
+import leanseek.engine.shares as shares
 from leanseek.checkpoint.directory import save_model
 from leanseek.cost.ledger import Charge
 from leanseek.engine.pool import EnginePool
@@ -63,7 +63,7 @@ def test_the_newest_checkpoint_of_each_stage_is_measured(run, make_model, tiny_t
 
 
 def test_workers_change_nothing(run, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(pool, "LEAST_SAMPLES", 1)
+    monkeypatch.setattr(shares, "LEAST_SAMPLES", 1)
     one, two = (evaluate_run(run, tiny_tokenizer, TASKS, Charge("test"), workers) for workers in (1, 2))
     assert one == two
 

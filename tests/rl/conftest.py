@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-import leanseek.engine.pool as pool
+import leanseek.engine.shares as shares
 from leanseek.envs.environment import Environment, Episode, Problem, Turn
 from leanseek.messages import Message
 
@@ -46,7 +46,7 @@ class Even(Environment):
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few samples are enough for an engine of its own here."""
-    monkeypatch.setattr(pool, "LEAST_SAMPLES", 1)
+    monkeypatch.setattr(shares, "LEAST_SAMPLES", 1)
 
 
 @pytest.fixture

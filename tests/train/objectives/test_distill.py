@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from leanseek.cost.ledger import Charge
 from leanseek.model.count import forward_flops
 from leanseek.sections.training import TrainSettings
 from leanseek.train.objectives.distill import Distill, Taught, TaughtBatch, divergence
@@ -106,7 +107,7 @@ def test_a_student_comes_near_its_teacher(make_model, shape):
     extra = {"num_nextn_predict_layers": 0} if shape else {}
     student, teacher = make_model(seed=1, **shape, **extra), make_model(seed=2)
     before = {name: p.clone() for name, p in teacher.named_parameters()}
-    meter = SimpleNamespace(tokens=0, add_flops=lambda *a, **k: None)
+    meter = Charge("distill")
     settings = TrainSettings(steps=30, optimiser={"name": "adamw", "lr": 1e-2})
     trainer = Trainer(student, Distill([teacher], "forward", temperature=2.0), settings, meter)
     batch = TaughtBatch(replies(6))

@@ -243,21 +243,11 @@ class _Forecast:
 
     def _training(self, settings: TrainSettings, rows: int, length: int, updates: int = 1) -> tuple[int, float]:
         """Return a training stage's steps and seconds; where only minutes are given, as many as they hold."""
-        pairs = causal_pairs([length])
-        each = 0.0
-        for with_mtp in (False, True):
-            flops = training_flops(
-                self.config,
-                tokens=rows * length,
-                pairs=rows * pairs,
-                mtp=with_mtp and settings.mtp_weight > 0,
-            )
-            layers = self.config.num_hidden_layers
-            if with_mtp and settings.mtp_weight > 0:
-                layers += self.config.num_nextn_predict_layers
-            share = 1 / settings.mtp_every if with_mtp else 1 - 1 / settings.mtp_every
-            fixed_s = updates * layers * self.rates.layer_step_s
-            each += share * (fixed_s + flops / self.rates.train_flops_per_s)
+        config, rates, pairs = self.config, self.rates, rows * causal_pairs([length])
+        flops, more = (training_flops(config, tokens=rows * length, pairs=pairs, mtp=mtp) for mtp in (False, True))
+        each = updates * config.num_hidden_layers * rates.layer_step_s + flops / rates.train_flops_per_s
+        if settings.mtp_weight > 0 and config.num_nextn_predict_layers:
+            each += (updates * rates.mtp_step_s + (more - flops) / rates.mtp_flops_per_s) / settings.mtp_every
         if settings.steps is not None:
             return settings.steps, settings.steps * each
         budget_s = (settings.minutes or 1.0) * 60

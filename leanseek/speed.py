@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -75,7 +76,7 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
     environments = [load_environment(name) for name in recipe.environments]
     tokenizer, tokens, corpus = _corpus(recipe, config, environments, clock)
     model = initialise(empty_model(config, dtype="float32"), 0)
-    fixed_s, train_rate = fixed_and_rate(*_training(model, tokens, workers, repeats, clock))
+    training = _training(model, tokens, workers, repeats, clock)
     model.eval()
     problem_s, reply_s = _checking(ChatFormat(tokenizer), environments, repeats, clock)
     took = _sampling(model, tokenizer, 1, KINDS, repeats, clock)
@@ -86,8 +87,7 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
     row = this_cpu()
     cores = min(workers, usable_cores())
     return Rates(
-        layer_step_s=fixed_s / config.num_hidden_layers,
-        train_flops_per_s=train_rate,
+        **training,
         engine=engine_rates(config, took),
         alone=engine_rates(config, alone),
         workers=workers,
@@ -173,20 +173,31 @@ def _corpus(
 
 def _training(
     model: Transformer, ids: torch.Tensor, workers: int, repeats: int, clock: Callable[[], float]
-) -> list[tuple[float, float]]:
-    """Return the FLOPs and seconds of an optimiser step over few texts and over many, timed in turn."""
+) -> dict[str, float]:
+    """Return what optimiser steps take, from some over few texts and over many, with the MTP layer and without it."""
     meter = Charge("calibration")
-    trainer = Trainer(model, NextToken(0.0, 1e-4), TrainSettings(steps=1000), meter, workers)
+    trainer = Trainer(model, NextToken(0.3, 1e-4), TrainSettings(steps=1000), meter, workers)
     streams = [TokenStream(ids, TEXT, rows, 0, bos_id=0) for rows in (FEW_TEXTS, MANY_TEXTS)]
     model.train()
-    flops, times = [0.0, 0.0], [[0.0] * 0, [0.0] * 0]
-    for step, which in itertools.product(range(repeats + 1), (0, 1)):
-        batch, before, start = streams[which].batch(step), meter.flops, clock()
-        trainer.step(batch)
-        times[which].append(clock() - start)
-        flops[which] = meter.flops - before
+    kinds = list(itertools.product((False, True), (0, 1)))
+    flops: dict[tuple[bool, int], float] = {}
+    times: dict[tuple[bool, int], list[float]] = {kind: [] for kind in kinds}
     # The first step of each makes what the others reuse.
-    return [(amount, _undisturbed(seconds[1:])) for amount, seconds in zip(flops, times, strict=True)]
+    for step, (mtp, which) in itertools.product(range(repeats + 1), kinds):
+        batch, before = replace(streams[which].batch(step), mtp=mtp), meter.flops
+        start = clock()
+        trainer.step(batch)
+        if step:
+            times[mtp, which].append(clock() - start)
+        flops[mtp, which] = meter.flops - before
+    took = {kind: _undisturbed(found) for kind, found in times.items()}
+    fixed_s, rate = fixed_and_rate(*((flops[False, which], took[False, which]) for which in (0, 1)))
+    found = {"layer_step_s": fixed_s / model.config.num_hidden_layers, "train_flops_per_s": rate}
+    more = [
+        (flops[True, n] - flops[False, n], max(took[True, n] - took[False, n], 0.01 * took[True, n])) for n in (0, 1)
+    ]
+    fixed_s, rate = fixed_and_rate(*more)
+    return {**found, "mtp_step_s": fixed_s, "mtp_flops_per_s": rate}
 
 
 def _sampling(

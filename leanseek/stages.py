@@ -135,9 +135,25 @@ def _train_along(run: Run, ranks: Ranks) -> None:
     while name := ranks.tell():
         ranks.share_threads(run.recipe.threads)
         tokenizer, log = Tokenizer.load(run.tokenizer_folder), RunLog(run.metrics_path)
+        meter = _energy_meter(run.recipe, beside=torchrun("LOCAL_RANK", 0) > 0)
+        meter.start()
         pretrain(
             Stage(run, name, tokenizer, log, Charge(name), ranks=ranks), load_corpus(run.recipe, run.corpus_folder)
         )
+        ranks.total(torch.tensor(meter.read_joules(), dtype=torch.float64, device=run.recipe.device))
+        meter.stop()
+
+
+def _energy_meter(recipe: Recipe, *, beside: bool = False) -> EnergyMeter:
+    """Return what counts this process's energy; `beside`: as `EnergyMeter`."""
+    cuda = recipe.device == "cuda"
+    return EnergyMeter(
+        recipe.device,
+        recipe.cost.hardware,
+        gpu_name=torch.cuda.get_device_name() if cuda else None,
+        gpu_uuid=f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}" if cuda else None,
+        beside=beside,
+    )
 
 
 def _foretell(run: Run) -> None:
@@ -233,12 +249,7 @@ class _Line:
         else:
             self.workers = ranks.share_threads(recipe.threads)
         self.log = RunLog(run.metrics_path)
-        meter = EnergyMeter(
-            recipe.device,
-            recipe.cost.hardware,
-            gpu_name=torch.cuda.get_device_name() if recipe.device == "cuda" else None,
-            gpu_uuid=f"GPU-{torch.cuda.get_device_properties(0).uuid}" if recipe.device == "cuda" else None,
-        )
+        meter = _energy_meter(recipe)
         grid = None if recipe.cost.grid is None else parse_grid(recipe.cost.grid)
         self.ledger = Ledger(run.ledger_path, recipe.cost.usd_per_hour, recipe.device, meter=meter, grid=grid)
         self.environments: list[Environment] = [load_environment(name) for name in recipe.environments]
@@ -286,7 +297,12 @@ class _Line:
     def _pretrain(self, name: str, charge: Charge) -> dict[str, Any]:
         if self.ranks is not None:
             self.ranks.tell(name)
-        return pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
+        figures = pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
+        if self.ranks is not None:
+            charge.devices = self.ranks.place.world
+            nothing = torch.zeros((), dtype=torch.float64, device=self.recipe.device)
+            charge.joules_elsewhere = float(self.ranks.total(nothing))
+        return figures
 
     def _sft(self, name: str, charge: Charge) -> dict[str, Any]:
         settings = self.recipe.settings_of(name, SftSettings)

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from leanseek.cost.rates import Rates
+from leanseek import forecast as forecast_module
 from leanseek.errors import UsageError
 from leanseek.forecast import Texts, forecast, lengths
 from leanseek.model.config import load_preset
 from leanseek.model.count import training_flops_per_token
 from leanseek.settings import load_recipe
+from tests.cost.measured import ENGINE, RATES
 
-RATES = Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0)
 # What the ledger of a finished run of `laptop`, seed 0, says: tokens of each stage.
 MADE = {"tokenizer": 3_882_641, "pretrain": 4_096_000, "sft": 242_470, "grpo": 2_558_466, "eval": 1_115_770}
 
@@ -35,19 +35,27 @@ def test_seconds_follow_from_the_rates(planned):
     recipe = load_recipe("laptop")
     config, every = load_preset("laptop"), recipe.pretrain.mtp_every
     each = [training_flops_per_token(config, 128, mtp=mtp) for mtp in (False, True)]
-    flops = 4_096_000 * (each[0] * (1 - 1 / every) + each[1] / every)
-    expected = 1000 * RATES.layer_step_s * (3 + 1 / every) + flops / RATES.train_flops_per_s
-    # Beside it, two looks at the validation text and one at the end.
+    expected = 1000 * 3 * RATES.layer_step_s + 4_096_000 * each[0] / RATES.train_flops_per_s
+    expected += (1000 * RATES.mtp_step_s + 4_096_000 * (each[1] - each[0]) / RATES.mtp_flops_per_s) / every
+    # Beside it, two looks at the validation text and one at the end, by one thread.
+    assert planned["pretrain"].parts["learning"] == pytest.approx(expected)
     assert expected < planned["pretrain"].seconds < 1.05 * expected
-    assert planned["tokenizer"].seconds == pytest.approx(100_000 / 15e3)
+    longer = planned["tokenizer"].tokens / 100_000 / RATES.document_tokens
+    assert planned["tokenizer"].seconds == pytest.approx(longer * (100_000 / 19e3 + 20_000 / 22e3), rel=1e-3)
     for one in planned.values():
+        assert one.seconds == pytest.approx(sum(one.parts.values()))
         assert one.joules == pytest.approx(7.0 * one.seconds)
         assert one.usd == pytest.approx(one.seconds / 3600 * recipe.cost.usd_per_hour)
 
 
 def test_a_slower_machine_takes_longer(planned):
-    slow = replace(RATES, layer_step_s=0.04, train_flops_per_s=80e9, layer_decode_s=0.0006, decode_flops_per_s=25e9)
-    slow = replace(slow, prefill_flops_per_s=40e9, documents_per_s=7500)
+    kept = ("workers", "read_gain", "decode_gain", "document_tokens", "watts")
+
+    def halved(rates):
+        own = {k: v for k, v in vars(rates).items() if isinstance(v, float) and k not in kept}
+        return replace(rates, **{k: v / 2 if k.endswith("_per_s") else 2 * v for k, v in own.items()})
+
+    slow = halved(replace(RATES, engine=halved(ENGINE)))
     for one in forecast(load_recipe("laptop"), slow):
         assert one.seconds == pytest.approx(2 * planned[one.stage].seconds)
 
@@ -60,8 +68,16 @@ def test_minutes_are_kept():
 
 def test_lengths_of_texts():
     found = lengths(load_recipe("laptop", {"sft.hasty": 0}))
-    assert isinstance(found, Texts) and found.hasty == found.reply < found.longest and found.prompt > 5
-    assert lengths(load_recipe("laptop", {"sft.hasty": 0.9})).hasty < found.reply
+    assert isinstance(found, Texts) and found.hasty == pytest.approx(found.replies) and found.prompt > 5
+    hasty = lengths(load_recipe("laptop", {"sft.hasty": 0.9})).hasty
+    assert sum(hasty) < sum(found.replies) and all(a <= b for a, b in zip(hasty, found.replies, strict=True))
+
+
+def test_what_evaluations_draw_at_once_is_known():
+    from leanseek.evals import evaluation
+    from leanseek.rl import collect
+
+    assert (forecast_module.BATCH, forecast_module.TOGETHER) == (evaluation.BATCH, collect.TOGETHER)
 
 
 @pytest.mark.parametrize("change", [{"device": "cuda"}, {"grpo.start": "somewhere"}])

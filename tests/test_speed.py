@@ -1,15 +1,46 @@
-"""Speed: a small model is timed; whatever the machine, all rates are there."""
+"""Speed: a small model is timed; whatever the machine, all rates are there, and they are those that made the times."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
-from leanseek.cost.rates import Rates
-from leanseek.speed import measure_rates
+import pytest
+
+from leanseek import speed
+from leanseek.cost.rates import EngineRates, Rates
+from leanseek.drawing import Drawing, drawing_seconds
+from leanseek.model.config import load_preset
+from tests.cost.measured import ENGINE, RATES
 
 
 def test_every_rate_is_measured():
-    rates = measure_rates(repeats=1)
+    rates = speed.measure_rates(repeats=1)
     assert isinstance(rates, Rates)
-    assert all(getattr(rates, field.name) > 0 for field in fields(rates) if field.name.endswith("_per_s"))
-    assert rates.train_flops_per_s > 1e8 and rates.watts > 0
+    for one in (rates, rates.engine, rates.alone):
+        assert all(getattr(one, field.name) > 0 for field in fields(one) if field.name.endswith("_per_s"))
+    assert rates.train_flops_per_s > 1e8 and rates.watts > 0 and 1 <= rates.read_gain
+    assert rates.reply_s > 0 and rates.document_tokens > 10
+
+
+def took() -> dict[speed.Kind, float]:
+    """Return the seconds that every kind of work takes an engine with known rates."""
+    config, alone = load_preset("laptop"), RATES.__class__(**{**vars(RATES), "workers": 1})
+    return {
+        kind: drawing_seconds(config, alone, Drawing(prompts, each, length, [tokens], prompts * each, kept))
+        for kind in speed.KINDS
+        for prompts, each, length, tokens, kept in [kind]
+    }
+
+
+def test_the_rates_are_found_that_made_the_times():
+    found = speed.engine_rates(load_preset("laptop"), took())
+    for field in fields(EngineRates):
+        # Attention within 16 tokens is taken to be part of reading them, which makes it 5% too fast over 512.
+        assert getattr(found, field.name) == pytest.approx(getattr(ENGINE, field.name), rel=0.06), field.name
+
+
+@pytest.mark.parametrize("kind", speed.KINDS)
+def test_a_disturbance_makes_no_rate_negative(kind):
+    for factor in (0.2, 5):
+        found = speed.engine_rates(load_preset("laptop"), took() | {kind: factor * took()[kind]})
+        assert isinstance(found, EngineRates)

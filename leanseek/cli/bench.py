@@ -87,7 +87,9 @@ def bench(
     if what == "kernels":
         assert limits is not None
         rows = batch if batch != (1,) else (1, 4, 8, 32, 128)
-        for row in speed.kernel_rows(config, {"int8": 8, "int4": 4}[weights], limits, rows=rows, repeats=repeats):
+        measured = speed.kernel_rows(config, {"int8": 8, "int4": 4}[weights], limits, rows=rows, repeats=repeats)
+        while row := _with_energy(lambda: next(measured, {})):
+            meter = str(row["meter"])
             found.append(_shown(row, json, weights))
     else:
         net = _model(folder, config, weights)
@@ -118,13 +120,19 @@ def bench(
 
 
 def _with_energy(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a row of tokens a second with what each took, by the watts that were drawn while it was measured."""
+    """Return a row with what each token took, by the watts that were drawn meanwhile; an empty row as it is.
+
+    Of a kernel, each row of its input is a token.
+    """
     meter, start_s = EnergyMeter(), time.monotonic()
     meter.start()
     row = measure()
     watts = meter.read_joules() / (time.monotonic() - start_s)
     meter.stop()
-    return {**row, "joules_per_token": watts / row["value"], "watts": watts, "meter": meter.meter}
+    if not row:
+        return row
+    each_s = row["value"] * 1e-6 / row["rows"] if "rows" in row else 1 / row["value"]
+    return {**row, "joules_per_token": watts * each_s, "watts": watts, "meter": meter.meter}
 
 
 def _model(folder: Path | None, config: Any, weights: str) -> Any:

@@ -20,6 +20,7 @@ from rich.text import Text
 from leanseek import variables
 from leanseek.cli.chat import printable
 from leanseek.cost.card import compared
+from leanseek.cost.energy import describe_meter
 from leanseek.envs.environment import Problem, Turn, load_environment
 from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
@@ -184,19 +185,22 @@ def _tell_cost(console: Console, run: Run) -> None:
     summary = run.summary
     console.print()
     console.rule("what the run cost")
-    table = Table("stage", "time", "tokens", "operations", "energy", "money", "memory")
+    table = Table("stage", "time", "tokens", "operations", "energy", "a token", "money", "memory")
     for stage in (*run.recipe.line, "totals"):
         if stage not in summary:
             continue
         if stage == "totals":
             table.add_section()
-        figures = summary[stage]
+        figures = dict(summary[stage])
+        if figures.get("tokens") and figures.get("joules") is not None:
+            figures["joules_per_token"] = figures["joules"] / figures["tokens"]
         table.add_row(
             "together" if stage == "totals" else stage,
             _figure(figures, "seconds", format_seconds),
             _figure(figures, "tokens", format_count),
             _figure(figures, "flops", format_flops),
             _figure(figures, "joules", format_joules),
+            _figure(figures, "joules_per_token", format_joules),
             _figure(figures, "usd", format_usd),
             _figure(figures, "peak_memory_bytes", format_bytes),
         )
@@ -205,7 +209,7 @@ def _tell_cost(console: Console, run: Run) -> None:
         str(summary[s]["meter"]) for s in (*run.recipe.line, "totals") if summary.get(s, {}).get("meter")
     )
     if meters:
-        console.print(Text(f"energy meter: {', '.join(meters)}"))
+        console.print(Text(f"energy: {'; '.join(describe_meter(one) for one in meters)}"))
 
 
 def _figure(figures: dict[str, Any], key: str, show: Any) -> str:

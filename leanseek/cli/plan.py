@@ -16,6 +16,7 @@ from leanseek.cost.energy import usable_cores
 from leanseek.cost.hardware import Hardware, gpu_named, this_cpu
 from leanseek.cost.layout import Layout, parse_layout
 from leanseek.cost.learning import Learning, plan_learning
+from leanseek.cost.learning_page import learning_page
 from leanseek.cost.machines import Machines, parse_machines
 from leanseek.cost.nearest import nearest_fit
 from leanseek.cost.page import plan_page
@@ -24,6 +25,7 @@ from leanseek.cost.rates import Rates, load_rates, save_rates
 from leanseek.cost.search import Loser
 from leanseek.cost.service import Service
 from leanseek.cost.serving import BUSY, plan_serving
+from leanseek.cost.serving_page import serving_page
 from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
 from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
@@ -101,7 +103,7 @@ def plan(
         updates: RL: updates on replies that were sampled together.
         longest: RL: tokens at which a reply is cut off.
         json: Print as JSON.
-        html: Training: also draw the plan as a page that needs no network, with sliders, in this file.
+        html: Also draw the plan as a page that needs no network, with sliders, in this file.
         calibrate: Measure this machine in about ten seconds, for --on this.
     """
     if calibrate:
@@ -117,8 +119,6 @@ def plan(
             "a model and machines are needed, and one of --tokens, --serve and --rl, as in: "
             "leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T"
         )
-    if html is not None and (serve or rl):
-        raise UsageError("--html draws plans of training; leave it out, or give --tokens in place of --serve or --rl")
     machines, config = parse_machines(on, price, load_this()), config_of(_folder(model))
     whose = parse_grid(grid) if grid is not None else None
     precision = default_precision(machines)
@@ -138,6 +138,8 @@ def plan(
             speed,
             busy,
         )
+        if html is not None:
+            write_atomic(html, serving_page(f"{model}, served on {machines.asked}", found, whose))
         print(_as_json(found.as_dict(), whose, None) if json else _page(model, serving_tables(found)))
         return
     if rl:
@@ -154,6 +156,8 @@ def plan(
             accepted=accepted,
         )
         learnt = plan_learning(task, machines, _layout(layout, precision))
+        if html is not None:
+            write_atomic(html, learning_page(f"{model}, reinforced on {machines.asked}", learnt, whose))
         page = _page(model, learning_tables(learnt, whose))
         print(_as_json(learnt.as_dict(), whose, learnt.joules) if json else page)
         return

@@ -1,4 +1,4 @@
-"""EnergyMeter: joules of this machine, measured by RAPL or NVML where they can be read, else estimated."""
+"""EnergyMeter: joules of this machine, measured by RAPL, NVML or the battery where they can be read, else estimated."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from leanseek.cost.hardware import Hardware, all_hardware, gpu_named, hardware, this_cpu
 
-POWERCAP = Path("/sys/class/powercap")
+POWERCAP, BATTERIES = Path("/sys/class/powercap"), Path("/sys/class/power_supply")
 # A RAPL counter of 262 kJ comes round after 5 minutes at 900 W; it is read far more often than that.
 RAPL_EVERY_S = 30.0
+# A battery says its power anew every few seconds at best.
+BATTERY_EVERY_S = 5.0
 
 
 class EnergyMeter:
     """Measures or estimates what this machine draws between `start` and `stop`.
 
     On a CPU it is the processor's energy; on a GPU, that of the GPU and of the processor beside it, and the
-    label names both. RAPL counts the whole processor, other processes too. The estimate takes a stated
-    number of watts for every core that this process keeps busy, and an idle share for its other cores.
+    label names both. RAPL counts the whole processor, other processes too. A laptop that runs on its battery
+    counts what leaves it: screen, disk and all. The estimate takes a stated number of watts for every core that
+    this process keeps busy, and an idle share for its other cores.
 
     Args:
         device: "cpu" or "cuda".
         row: a row of hardware.toml for the estimates; None: found out.
         gpu_name: the driver's name of the GPU, to find its row where NVML cannot be read.
         gpu_uuid: which GPU NVML shall read; None: the first.
+        beside: whether another process of this machine counts what all of its processes draw together: then this one
+            counts its GPU, and where nothing measures the processor, its own busy seconds.
         powercap: where Linux shows the RAPL counters.
+        batteries: where it shows batteries.
         nvml: the pynvml module; None: imported if it is there.
         clock: seconds.
         cpu_clock: CPU-seconds of this process.
@@ -45,7 +52,9 @@ class EnergyMeter:
         *,
         gpu_name: str | None = None,
         gpu_uuid: str | None = None,
+        beside: bool = False,
         powercap: Path = POWERCAP,
+        batteries: Path = BATTERIES,
         nvml: Any = None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
@@ -56,11 +65,15 @@ class EnergyMeter:
         if device == "cuda":
             gpu = given if given is not None and given.kind == "gpu" else gpu_named(gpu_name or "")
             self._parts.append(Nvml.open(nvml, gpu_uuid) or GpuEstimate(gpu, clock))
-        self._parts.append(Rapl.open(powercap) or CpuEstimate(cpu, clock, cpu_clock))
+        measured = Rapl.open(powercap) or Battery.open(batteries, clock)
+        if measured is not None and not beside:
+            self._parts.append(measured)
+        elif measured is None:
+            self._parts.append(CpuEstimate(replace(cpu, idle_watts=0.0) if beside else cpu, clock, cpu_clock))
 
     @property
     def meter(self) -> str:
-        """How the joules were got: "measured:rapl", "measured:nvml", "estimated:<row>"; two are joined by "+"."""
+        """How the joules were got: "measured:rapl", ":battery" or ":nvml", or "estimated:<row>"; two joined by "+"."""
         return "+".join(part.label for part in self._parts)
 
     def start(self) -> None:
@@ -153,6 +166,69 @@ class Rapl:
     def _watch(self, stopped: threading.Event) -> None:
         while not stopped.wait(RAPL_EVERY_S):
             self.read_joules()
+
+
+class Battery:
+    """What leaves a laptop's battery: its power, summed over time.
+
+    Args:
+        folder: of the battery: power_now in microwatts, or current_now and voltage_now in their millionths.
+        clock: seconds.
+    """
+
+    label = "measured:battery"
+
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        self._folder, self._clock = folder, clock
+        self._joules = self._last_s = self._last_w = 0.0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    @classmethod
+    def open(cls, batteries: Path, clock: Callable[[], float]) -> Battery | None:
+        """Return the battery that the machine runs on, or None: it has none, or runs on the mains."""
+        for folder in sorted(batteries.glob("BAT*")):
+            try:
+                found = cls(folder, clock)
+                if (folder / "status").read_text(encoding="ascii").strip() == "Discharging" and found._watts() > 0:
+                    return found
+            except (OSError, ValueError):
+                continue
+        return None
+
+    def start(self) -> None:
+        """Begin to count, and keep reading: power changes."""
+        self.stop()
+        self._joules, self._last_s, self._last_w = 0.0, self._clock(), self._watts()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, args=(self._stopped,), name="battery", daemon=True).start()
+
+    def read_joules(self) -> float:
+        """Return the joules since `start`; plugged in meanwhile, the machine counts on with its last power."""
+        with self._lock:
+            now_s = self._clock()
+            try:
+                discharging = (self._folder / "status").read_text(encoding="ascii").strip() == "Discharging"
+                watts = self._watts() if discharging else self._last_w
+            except (OSError, ValueError):
+                watts = self._last_w
+            self._joules += (now_s - self._last_s) * (self._last_w + watts) / 2
+            self._last_s, self._last_w = now_s, watts
+            return self._joules
+
+    def stop(self) -> None:
+        """End the reading thread."""
+        self._stopped.set()
+
+    def _watch(self, stopped: threading.Event) -> None:
+        while not stopped.wait(BATTERY_EVERY_S):
+            self.read_joules()
+
+    def _watts(self) -> float:
+        if (self._folder / "power_now").is_file():
+            return abs(_read_number(self._folder / "power_now")) / 1e6
+        current, voltage = (_read_number(self._folder / f"{name}_now") for name in ("current", "voltage"))
+        return abs(current) * voltage / 1e12
 
 
 class Nvml:
@@ -266,6 +342,8 @@ def _describe_part(label: str) -> str:
     kind, _, name = label.partition(":")
     if label == Rapl.label:
         return "measured by the processor's own counters (RAPL), other processes included"
+    if label == Battery.label:
+        return "measured as what leaves the battery, the whole machine and its screen included"
     if label == Nvml.label:
         return "measured by the GPU's own counter (NVML)"
     row = all_hardware().get(name)

@@ -8,13 +8,14 @@ from typing import Any
 
 from leanseek.cost.layout import Layout
 from leanseek.cost.machines import Machines
+from leanseek.cost.nearest import nearest_fit
 from leanseek.cost.search import search
 from leanseek.cost.service import Service, decode_s, prefill_s
 from leanseek.cost.step import Work
 from leanseek.cost.training import SECONDS_PER_HOUR, plan_training
 from leanseek.errors import UsageError
 from leanseek.model.config import ModelConfig
-from leanseek.units import JOULES_PER_WATT_HOUR
+from leanseek.units import JOULES_PER_WATT_HOUR, format_bytes
 
 # Points at which the number of replies that are not done yet is looked at.
 POINTS = 48
@@ -131,6 +132,14 @@ def plan_learning(learning: Learning, machines: Machines, layout: Layout | None 
     Raises:
         UsageError: a number makes no sense, or no layout of training fits.
     """
+    return min(ways(learning, machines, layout), key=lambda one: one.round_s)
+
+
+def ways(learning: Learning, machines: Machines, layout: Layout | None = None) -> list[LearningPlan]:
+    """Return all ways to share the devices out: in turn on all of them, then by the share that samples, least first.
+
+    Args, errors: as `plan_learning`.
+    """
     if not 1 <= learning.reply < learning.longest:
         raise UsageError(
             f"reply = {learning.reply}, longest = {learning.longest}: the mean reply must be shorter than the longest"
@@ -143,16 +152,26 @@ def plan_learning(learning: Learning, machines: Machines, layout: Layout | None 
     texts = max(tokens // length // machines.count, 1) * machines.count
     work = Work(learning.config, tokens, texts, length, mtp=False)
     plan = plan_training(work, machines, layout) if layout else search(work, machines, learning.precision)[0]
+    if not plan.fits:
+        nearest = nearest_fit(plan)
+        said = "leave the layout out to have one searched" if nearest is None else f"{nearest.layout.text} fits"
+        needed, room = plan.memory.total, machines.device.memory_bytes
+        raise UsageError(
+            f"training with {plan.layout.text} needs {format_bytes(needed)} of each {machines.device.title}, "
+            f"{format_bytes(needed - room)} too many: {said}"
+        )
     train_s = tokens / (plan.tokens_per_device_s * machines.count) * (1 + (REFERENCE if learning.reference else 0))
     rounds = learning.steps / learning.updates
     whole = LearningPlan(learning, machines, _sample_s(learning, machines, 1.0), train_s, None, rounds, plan.layout)
     if machines.count < 2:
-        return whole
-    apart = [
-        replace(whole, sample_s=_sample_s(learning, machines, share), train_s=train_s / (1 - share), split=share)
-        for share in SPLITS
+        return [whole]
+    return [
+        whole,
+        *(
+            replace(whole, sample_s=_sample_s(learning, machines, share), train_s=train_s / (1 - share), split=share)
+            for share in SPLITS
+        ),
     ]
-    return min([whole, *apart], key=lambda one: one.round_s)
 
 
 def alive(learning: Learning, position: float) -> float:

@@ -20,6 +20,7 @@ from leanseek.errors import RunError
 SUMMED = ("tokens", "flops", "seconds", "joules", "usd")
 # Summed too, where any row has them: not every machine and every stage can tell.
 SUMMED_IF_KNOWN = (
+    "device_seconds",
     "forward_flops",
     "backward_flops",
     "recompute_flops",
@@ -42,6 +43,8 @@ class Charge:
         tokens: read or sampled.
         flops: by formula (`model.count`).
         device_peak_memory_bytes: largest memory in use on the GPU; 0 where there is none.
+        devices: that work side by side, each with a process of its own.
+        joules_elsewhere: what the other processes drew.
         forward_flops, backward_flops, recompute_flops: shares of `flops`, as far as whoever did the work told them.
         flops_by_part: part of the model -> its share of `flops`, likewise.
         seconds_by_part: part of the work -> how long it took, likewise.
@@ -51,6 +54,8 @@ class Charge:
     tokens: int = 0
     flops: float = 0
     device_peak_memory_bytes: int = 0
+    devices: int = 1
+    joules_elsewhere: float = 0
     forward_flops: float = 0
     backward_flops: float = 0
     recompute_flops: float = 0
@@ -137,7 +142,7 @@ class Ledger:
             yield charge
         finally:
             seconds = self._clock() - self._start_s
-            joules = self.meter.read_joules()
+            joules = self.meter.read_joules() + charge.joules_elsewhere
             self.meter.stop()
             self._open = None
             self._append(charge, seconds, joules, before)
@@ -173,6 +178,7 @@ class Ledger:
             "tokens": int(charge.tokens),
             "flops": charge.flops,
             "seconds": seconds,
+            "device_seconds": seconds * charge.devices,
             "joules": joules,
             "meter": self.meter.meter,
             "usd": seconds / 3600 * self.usd_per_hour,

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
-from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
-
-from jinja2 import Environment as Templates
-from jinja2 import StrictUndefined
-from markupsafe import Markup
 
 from leanseek.cost.carbon import Grid, format_grams, parse_grid
 from leanseek.cost.hardware import all_hardware
@@ -20,14 +10,14 @@ from leanseek.cost.machines import Machines
 from leanseek.cost.orders import FORWARD, FULL, INPUT, PAIR, WEIGHT
 from leanseek.cost.pipeline import Trace, simulate
 from leanseek.cost.roofline import BYTES, Roofline, layer_products
+from leanseek.cost.sheet import COLOURS, Scales, sheet
 from leanseek.cost.step import Work, roofline, stage_times, stages
 from leanseek.cost.summary import training_tables
 from leanseek.cost.training import TrainingPlan
 from leanseek.errors import UsageError
 from leanseek.model.count import training_flops_per_token
-from leanseek.units import format_bytes, format_count, format_flops, format_percent, format_seconds, format_usd
+from leanseek.units import format_bytes, format_flops, format_percent, format_seconds, format_usd
 
-COLOURS = 8
 KINDS = {
     FORWARD: "forward",
     INPUT: "gradient of inputs",
@@ -37,22 +27,16 @@ KINDS = {
 }
 # Carbon is worked out for somebody's electricity: the world's, where nobody says.
 USUAL_GRID = "world"
-LEFT, RIGHT, TOP, BOTTOM = 60, 990, 10, 350
 
 
 def plan_page(title: str, plan: TrainingPlan, grid: Grid | None = None) -> str:
-    """Return the page; it asks nothing of the network, and its policy lets only its own script run.
+    """Return the page.
 
     Args:
         title: what was planned.
         plan: of training.
         grid: whose electricity it is; None: the world's mean.
     """
-    web = resources.files("leanseek.cost") / "web"
-    templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.globals["bars"] = _bars
-    script = (web / "plan.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     whose = grid or parse_grid(USUAL_GRID)
     facts, *_ = training_tables(plan, [], whose)
     room = plan.machines.device.memory_bytes
@@ -66,12 +50,10 @@ def plan_page(title: str, plan: TrainingPlan, grid: Grid | None = None) -> str:
         )
         for name, seconds in plan.parts_s.items()
     ]
-    return templates.from_string((web / "plan.html").read_text(encoding="utf-8")).render(
-        title=title,
-        allowed=Markup(f"'sha256-{digest}'"),
-        style=Markup((web / "plan.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        data=_embedded(figures(plan, whose)),
+    return sheet(
+        "plan",
+        title,
+        figures(plan, whose),
         facts=[row[:2] for row in facts.rows],
         grid=whose.name,
         flops=format_flops(training_flops_per_token(plan.work.config, plan.work.length)),
@@ -118,41 +100,6 @@ def figures(plan: TrainingPlan, grid: Grid) -> dict[str, Any]:
 
 def _machine(title: str, flops: float, watts: float, usd_per_hour: float | None) -> dict[str, Any]:
     return {"title": title, "flops": flops, "watts": watts, "usd_per_hour": usd_per_hour}
-
-
-def _embedded(values: Mapping[str, Any]) -> Markup:
-    """Return JSON that no text in it can end early."""
-    return Markup(json.dumps(values, allow_nan=False).replace("<", "\\u003c"))
-
-
-def _bars(parts: Sequence[tuple[str, float, str]], room: tuple[float, str] | None = None) -> Markup:
-    """Return a stacked bar of parts, a limit across it, and what each part is."""
-    whole = sum(size for _, size, _ in parts)
-    scale = 1000 / max(whole, room[0] if room else 0.0, 1e-30)
-    blocks, legend, x = [], [], 0.0
-    for number, (name, size, said) in enumerate(parts):
-        colour, share = number % COLOURS, format_percent(size / whole if whole else 0.0)
-        text = Markup("{}: {} ({})").format(name, said, share)
-        blocks.append(
-            Markup('<rect class="f{}" x="{:.2f}" y="0" width="{:.2f}" height="34"><title>{}</title></rect>').format(
-                colour, x, size * scale, text
-            )
-        )
-        swatch = Markup('<svg viewBox="0 0 10 10"><rect class="f{}" width="10" height="10"></rect></svg>').format(
-            colour
-        )
-        legend.append(Markup("<li>{}{}</li>").format(swatch, text))
-        x += size * scale
-    limit = Markup("")
-    if room is not None:
-        at = room[0] * scale
-        line = '<line class="limit" x1="{0:.2f}" y1="0" x2="{0:.2f}" y2="40"></line><text x="{1:.2f}" y="54">{2}</text>'
-        limit = Markup(line).format(at - 1, max(at - 170, 0), room[1])
-    drawn = Markup("").join(blocks)
-    height = 60 if room else 36
-    return Markup('<svg class="bars" viewBox="0 0 1000 {}">{}{}</svg><ul class="legend">{}</ul>').format(
-        height, drawn, limit, Markup("").join(legend)
-    )
 
 
 def _pipeline(plan: TrainingPlan) -> dict[str, Any]:
@@ -212,30 +159,17 @@ def _roof(plan: TrainingPlan) -> dict[str, Any]:
     highest_x = max(*(x for x, _ in points.values()), peak / bandwidth) * 3
     lowest_y, highest_y = min(min(y for _, y in points.values()), bandwidth * lowest_x) / 1.5, peak * 1.5
 
-    def x_at(value: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * math.log(value / lowest_x) / math.log(highest_x / lowest_x), 1)
-
-    def y_at(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * math.log(value / lowest_y) / math.log(highest_y / lowest_y), 1)
-
+    scales = Scales((lowest_x, highest_x), (lowest_y, highest_y), said_y=format_flops)
     corner = [(lowest_x, bandwidth * lowest_x), (peak / bandwidth, peak), (highest_x, peak)]
     return {
-        "line": " ".join(f"{x_at(x)},{y_at(y)}" for x, y in corner),
+        "scales": scales,
+        "line": scales.line(corner),
         "points": [
             {
-                "x": x_at(x),
-                "y": y_at(y),
+                "at": scales.at(x, y),
                 "colour": number % COLOURS,
                 "title": f"{name}: {format_flops(y)}/s, {format_percent(y / min(peak, bandwidth * x))} of the roof",
             }
             for number, (name, (x, y)) in enumerate(points.items())
         ],
-        "x_ticks": [
-            (x_at(10.0**n), format_count(10**n) if n >= 0 else f"{10.0**n:g}") for n in _decades(lowest_x, highest_x)
-        ],
-        "y_ticks": [(y_at(10.0**n), format_flops(10.0**n)) for n in _decades(lowest_y, highest_y)],
     }
-
-
-def _decades(low: float, high: float) -> range:
-    return range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)

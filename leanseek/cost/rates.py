@@ -51,8 +51,9 @@ class Rates:
     however little there is in it.
 
     Args:
-        layer_step_s: of an optimiser step, for each layer (the MTP layer too, where it learns), whatever its tokens.
+        layer_step_s: of an optimiser step, for each layer, whatever its tokens.
         train_flops_per_s: of training beyond that, all workers together.
+        mtp_step_s, mtp_flops_per_s: the same of the MTP layer where it learns, its joining and its head too.
         engine: one that works with one thread, as the stages of a run do.
         alone: one that has all threads, as a server's and `leanseek bench` do.
         workers: engines that a stage has at most, side by side.
@@ -68,6 +69,8 @@ class Rates:
 
     layer_step_s: float
     train_flops_per_s: float
+    mtp_step_s: float
+    mtp_flops_per_s: float
     engine: EngineRates
     alone: EngineRates
     workers: int

@@ -50,6 +50,7 @@ class ServingPlan:
         rates: ways to decode, from the fastest reply to the cheapest.
         chosen: the rate for the speed that was asked for, or the cheapest.
         weights_bytes: on a decoding device.
+        text_bytes: of the cache, for a text in the middle of its reply.
         most_texts: that a decoding device has room for.
     """
 
@@ -62,6 +63,7 @@ class ServingPlan:
     rates: tuple[Rate, ...]
     chosen: Rate
     weights_bytes: float
+    text_bytes: float
     most_texts: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def plan_serving(service: Service, machines: Machines, speed: float | None = Non
         rates=tuple(rates),
         chosen=chosen,
         weights_bytes=weights,
+        text_bytes=context * size,
         most_texts=most,
     )
 

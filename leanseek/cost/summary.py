@@ -12,7 +12,15 @@ from leanseek.cost.search import Loser
 from leanseek.cost.serving import ServingPlan
 from leanseek.cost.training import RUN_SHARE, TrainingPlan
 from leanseek.model.config import ModelConfig
-from leanseek.units import format_bytes, format_count, format_percent, format_seconds, format_usd, format_watt_hours
+from leanseek.units import (
+    format_bytes,
+    format_count,
+    format_joules,
+    format_percent,
+    format_seconds,
+    format_usd,
+    format_watt_hours,
+)
 
 NOTHING = "-"
 NO_PRICE = "no price is known; give --price"
@@ -46,7 +54,11 @@ def training_tables(found: TrainingPlan, losers: Sequence[Loser], grid: Grid | N
         ("layout", found.layout.text),
         ("memory", space),
         ("step", format_seconds(found.step_s)),
-        ("speed", f"{found.tokens_per_device_s:,.0f} tokens a second and device"),
+        (
+            "speed",
+            f"{found.tokens_per_device_s:,.0f} tokens a second and device, "
+            f"{format_joules(found.joules / found.work.tokens)} a token",
+        ),
         (
             "MFU",
             f"{format_percent(found.mfu)} causal, {format_percent(found.mfu_noncausal)} non-causal, of bf16's peak",

@@ -162,6 +162,7 @@ def _kernel_row(
     gb_s, gops = size / median_s / 1e9, operations / median_s / 1e9
     return {
         "work": f"{work}, {rows} rows",
+        "rows": rows,
         "unit": "us",
         "value": median_s * 1e6,
         "samples": [second * 1e6 for second in seconds],

@@ -32,7 +32,7 @@ def runs(tmp_path, monkeypatch):
         append_sealed(
             tmp_path / name / "ledger.jsonl",
             row("pretrain", 30 * factor, forward_flops=5e8, flops_by_part={"experts": 1e9}, storage_read_bytes=4096,
-                storage_written_bytes=0),
+                storage_written_bytes=0, seconds_by_part={"learning": 20 * factor}),
         )  # fmt: skip
         append_sealed(tmp_path / name / "ledger.jsonl", row("sft", 10))
     return tmp_path
@@ -61,6 +61,11 @@ def test_a_plan_stands_beside_what_was(runs, capsys):
     assert line.split() == ["pretrain", "33.0", "s", "30.0", "s", "+10%", "900", "1k"]
     found = json.loads(shown(capsys, "one", "two", "--json"))
     assert found["one"]["planned"]["pretrain"]["seconds"] == 33 and found["two"]["planned"] == {}
+    plan["pretrain"]["parts"] = {"learning": 30.0, "looks": 3.0}
+    (runs / "one" / "summary.json").write_text(json.dumps({"plan": plan}))
+    assert ["learning", "30.0", "s", "20.0", "s", "+50%"] in [
+        line.split() for line in shown(capsys, "one").splitlines()
+    ]
     (runs / "one" / "summary.json").write_text("damaged")
     assert "as planned" not in shown(capsys, "one")
 

@@ -13,9 +13,9 @@ from leanseek.cli import plan as command
 from leanseek.cli.app import main
 from leanseek.cost.calibration import load_this
 from leanseek.cost.hardware import hardware
-from leanseek.cost.rates import Rates, load_rates, save_rates
+from leanseek.cost.rates import load_rates, save_rates
+from tests.cost.measured import RATES
 
-RATES = Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0)
 V3 = ("deepseek-v3", "--on", "2048xh800")
 STATED = ("--tokens", "14.8T", "--layout", "pp=16,ep=64,schedule=dualpipe")
 
@@ -141,7 +141,11 @@ def test_a_plan_is_drawn(capsys, tmp_path):
     path = tmp_path / "plan.html"
     page = shown(capsys, *V3, *STATED, "--html", str(path))
     assert "14.8T tokens" in page and "deepseek-v3 on 2,048 x NVIDIA H800" in path.read_text(encoding="utf-8")
-    assert main(["plan", *V3, "--serve", "--html", str(path)]) == 2 and "plans of training" in capsys.readouterr().err
+    shown(capsys, "deepseek-v3", "--on", "176xh800", "--serve", "--html", str(path))
+    assert "served on 176 x" in path.read_text(encoding="utf-8")
+    small = ("--steps", "9", "--reply", "300", "--longest", "800", "--layout", "zero=1")
+    shown(capsys, "one-gpu", "--on", "8xh100", "--rl", *small, "--html", str(path))
+    assert "reinforced on 8 x" in path.read_text(encoding="utf-8")
 
 
 def test_a_recipe_is_planned_stage_by_stage(capsys, make_run):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from leanseek.cost.energy import EnergyMeter, Rapl, usable_cores
+from leanseek.cost.energy import Battery, EnergyMeter, Rapl, describe_meter, usable_cores
 from leanseek.cost.hardware import hardware
 from leanseek.errors import ConfigError
 
@@ -68,6 +68,21 @@ def test_the_estimate_is_never_below_that_of_the_busy_cores(tmp_path):
     meter.start()
     cpu_clock.now += 1000.0
     assert meter.read_joules() == pytest.approx(1000.0 * hardware("virtual-cpu").watts)
+
+
+def test_of_several_processes_one_counts_what_they_share(tmp_path):
+    clock, cpu_clock = Clock(), Clock()
+    given = {"row": "virtual-cpu", "powercap": tmp_path, "batteries": tmp_path, "clock": clock, "cpu_clock": cpu_clock}
+    meter = EnergyMeter(**given, beside=True)
+    meter.start()
+    clock.now += 100
+    cpu_clock.now += 10
+    assert meter.read_joules() == pytest.approx(10 * hardware("virtual-cpu").watts), "idle cores are the first one's"
+    zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    meter = EnergyMeter(**given, beside=True)
+    meter.start()
+    assert meter.read_joules() == 0 and meter.meter == "", "the first one's counter has all of it"
+    meter.stop()
 
 
 def test_rapl_adds_packages_and_memory_and_survives_a_turn_of_the_counter(tmp_path):
@@ -131,3 +146,53 @@ def test_a_gpu_without_a_counter_is_estimated_by_its_power_limit(tmp_path):
 def test_an_unknown_row_is_refused():
     with pytest.raises(ConfigError, match="virtual-cpu"):
         EnergyMeter(row="virtual_cpu")
+
+
+def battery(folder, **values) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, value in values.items():
+        (folder / name).write_text(f"{value}\n", encoding="ascii")
+
+
+def test_a_laptop_on_its_battery_counts_what_leaves_it(tmp_path):
+    battery(tmp_path / "AC", online=0)
+    battery(tmp_path / "BAT0", status="Discharging", power_now=10_000_000)
+    clock = Clock()
+    meter = EnergyMeter(powercap=tmp_path / "none", batteries=tmp_path, clock=clock)
+    assert meter.meter == "measured:battery" and "the whole machine" in describe_meter(meter.meter)
+    meter.start()
+    clock.now += 10
+    assert meter.read_joules() == pytest.approx(100)
+    battery(tmp_path / "BAT0", power_now=20_000_000)
+    clock.now += 10
+    assert meter.read_joules() == pytest.approx(100 + 150)
+    # Plugged in: what the battery takes is not what the machine draws.
+    battery(tmp_path / "BAT0", status="Charging", power_now=60_000_000)
+    clock.now += 10
+    assert meter.read_joules() == pytest.approx(250 + 200)
+    meter.start()
+    assert meter.read_joules() == 0
+    meter.stop()
+
+
+def test_current_times_voltage_is_power_too(tmp_path):
+    battery(tmp_path / "BAT1", status="Discharging", current_now=-2_000_000, voltage_now=12_000_000)
+    found = Battery.open(tmp_path, Clock())
+    assert found is not None and found._watts() == pytest.approx(24)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "Charging", "power_now": 9},
+        {"status": "Full", "power_now": 0},
+        {"status": "Discharging", "power_now": 0},
+        {"status": "Discharging", "power_now": "much"},
+        {"status": "Discharging"},
+        {},
+    ],
+)
+def test_a_battery_that_says_nothing_is_none(tmp_path, values):
+    battery(tmp_path / "BAT0", **values)
+    assert Battery.open(tmp_path, Clock()) is None
+    assert EnergyMeter(powercap=tmp_path, batteries=tmp_path).meter.startswith("estimated:")

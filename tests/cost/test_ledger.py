@@ -48,10 +48,14 @@ def test_a_row_says_what_the_work_took(tmp_path):
         charge.tokens += 100
         charge.flops += 1e9
         charge.device_peak_memory_bytes = 7
+        charge.devices, charge.joules_elsewhere = 4, 30.0
+        with charge.timed("learning"):
+            pass
         clock.now += 20
     row = json.loads((tmp_path / "ledger.jsonl").read_text())
     assert row.pop("peak_memory_bytes") > 1e6
     assert row.pop("hash") == account.check().head
+    assert 0 <= row.pop("seconds_by_part")["learning"] < 1
     assert all(row.pop(f"storage_{kind}_bytes", 0) >= 0 for kind in ("read", "written"))
     assert row == {
         "time_s": 1_700_000_000.5,
@@ -59,7 +63,8 @@ def test_a_row_says_what_the_work_took(tmp_path):
         "tokens": 100,
         "flops": 1e9,
         "seconds": 20,
-        "joules": 200,
+        "device_seconds": 80,
+        "joules": 230,
         "meter": "measured:test",
         "usd": pytest.approx(0.002),
         "device_peak_memory_bytes": 7,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import json
 import re
-import shutil
-from html.parser import HTMLParser
 
 import pytest
 
@@ -16,30 +12,9 @@ from leanseek.cost.carbon import parse_grid
 from leanseek.cost.hardware import all_hardware
 from leanseek.cost.page import figures, plan_page
 from leanseek.cost.planner import plan
-from tests.server.chromium import Browser
+from tests.cost.pages import MOVE, Parsed, check_alone, opened
 
 LAYOUTS = ("pp=16,ep=64,schedule=dualpipe", "pp=8,ep=64,schedule=dualpipev", "pp=16,ep=8,schedule=zbv,recompute=full")
-
-
-class Parsed(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.scripts: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +23,7 @@ def v3():
 
 
 def test_it_needs_nothing_and_runs_only_its_own_script(v3):
-    text = plan_page("<b>V3 & more</b>", v3)
-    page = Parsed(text)
-    assert page.open == [] and not any({"src", "href"} & attributes.keys() for _, attributes in page.tags)
-    assert (
-        "<b>V3" not in text and "&lt;b&gt;V3 &amp; more" in text and "url(" not in text and "//" not in page.scripts[0]
-    )
-    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
-    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
-    assert len(text) < 400_000
+    check_alone(plan_page("<b>V3 & more</b>", v3), "V3 &amp; more")
 
 
 @pytest.mark.parametrize("price", [None, "$3/h"])
@@ -112,25 +78,14 @@ def test_one_device_waits_for_nobody():
 
 @pytest.mark.browser
 def test_sliders_work_in_a_browser_without_a_network(tmp_path, v3):
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    path = tmp_path / "plan.html"
-    path.write_text(plan_page("V3", v3), encoding="utf-8")
-    browser = Browser(tmp_path)
-    try:
-        browser._call("POST", "/url", {"url": path.as_uri()})
-        browser.until("window.leanseekPlan !== undefined")
+    with opened(tmp_path, plan_page("V3", v3)) as browser:
         assert browser.text("#hours") == "2.926M" and browser.text("#energy").endswith("GWh")
-        move = "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
-        move += "one.dispatchEvent(new Event(arguments[0] === 'hardware' ? 'change' : 'input'));"
-        browser.run(move, "mfu", round(2000 * v3.mfu))
+        browser.run(MOVE, "mfu", round(2000 * v3.mfu))
         assert browser.text("#hours").startswith("1.46") and browser.text("#hours").endswith("M")
-        browser.run(move, "price", 100)
+        browser.run(MOVE, "price", 100)
         assert browser.text("#money").startswith("$1.46")
-        browser.run(move, "tokens", 0)
+        browser.run(MOVE, "tokens", 0)
         assert browser.text("#tokens-said") == "148B" and browser.text("#hours").startswith("14.6")
-        browser.run(move, "hardware", "h20")
+        browser.run(MOVE, "hardware", "h20")
         assert float(browser.text("#hours")[:-1]) > 14.7
         assert browser.complaints() == []
-    finally:
-        browser.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from leanseek.cost.rates import Rates, fixed_and_rate, load_rates, rates_file, save_rates
+from leanseek.cost.rates import fixed_and_rate, load_rates, rates_file, save_rates
 from leanseek.errors import ConfigError
-
-RATES = Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0)
+from tests.cost.measured import ENGINE, RATES
 
 
 def test_two_timings_make_a_line():
@@ -28,7 +29,7 @@ def test_what_was_measured_is_found_again(tmp_path, monkeypatch):
     assert load_rates() == RATES
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"step_s": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"step_s": 1}', '{"engine": {}, "alone": {}}', '{"engine": 5}'])
 def test_a_damaged_file_is_told(tmp_path, text):
     path = tmp_path / "rates.json"
     path.write_text(text)
@@ -39,4 +40,13 @@ def test_a_damaged_file_is_told(tmp_path, text):
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "5", True, 0])
 def test_a_rate_is_an_amount(value):
     with pytest.raises(ValueError, match="train_flops_per_s"):
-        Rates(0.02, value, 0.0003, 50e9, 80e9, 15e3, 7.0)
+        replace(RATES, train_flops_per_s=value)
+    with pytest.raises(ValueError, match="decode_flops_per_s"):
+        replace(ENGINE, decode_flops_per_s=value)
+
+
+@pytest.mark.parametrize("name", ["workers", "read_gain", "watts"])
+def test_what_cannot_be_nothing(name):
+    with pytest.raises(ValueError, match=name):
+        replace(RATES, **{name: 0})
+    replace(RATES, problem_s=0.0, layer_step_s=0.0), replace(ENGINE, keep_s=0.0)

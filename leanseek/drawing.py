@@ -74,21 +74,33 @@ def read_speed(config: ModelConfig, rates: EngineRates, tokens: int) -> float:
 def drawing_seconds(config: ModelConfig, rates: Rates, work: Drawing) -> float:
     """Return the seconds of a stage's engines: as many as are worth a thread each, side by side."""
     engines = engines_for(work.samples, rates.workers)
+    read_s, decode_s = _parts(config, rates.engine, work, engines, rows_of(work.rows, rates.workers))
+    # What an engine does alone takes longer beside others, which do as much.
+    read_s, decode_s = (
+        read_s / _gain(engines, rates, rates.read_gain),
+        decode_s / _gain(engines, rates, rates.decode_gain),
+    )
+    return engines * (read_s + decode_s)
+
+
+def engine_seconds(config: ModelConfig, rates: EngineRates, work: Drawing) -> float:
+    """Return the seconds of one engine that does all of the work."""
+    return sum(_parts(config, rates, work, 1, work.rows))
+
+
+def _parts(config: ModelConfig, own: EngineRates, work: Drawing, engines: int, rows: int) -> tuple[float, float]:
+    """Return the seconds of reading and of decoding of one of some engines that share the work."""
     lengths = list(itertools.islice(itertools.cycle([max(round(n), 1) for n in work.replies]), work.samples))[::engines]
-    turns = _turns(config, lengths, rows_of(work.rows, rates.workers), work.each)
-    own = rates.engine
+    turns = _turns(config, lengths, rows, work.each)
     layers = config.num_hidden_layers
     # The first call's fixed part is in `read_seconds`.
     read_s = read_seconds(config, own, turns.texts, work.prompt) + (turns.reads - 1) * layers * own.layer_read_s
     read_s += len(lengths) * own.sample_s
     context = work.prompt + sum((n - 1) * n / 2 for n in lengths) / max(turns.row_steps, 1)
     decode_s = turns.steps * layers * own.layer_decode_s + turns.expert_steps * own.expert_decode_s
-    decode_s += turns.row_steps * _token_seconds(config, own, context)
+    decode_s += turns.row_steps * _token_seconds(config, own, context) + turns.endings * own.leave_s
     decode_s += (turns.row_steps + len(lengths)) * own.keep_s if work.kept else 0.0
-    # What an engine does alone takes longer beside others, which do as much.
-    return engines * (
-        read_s / _gain(engines, rates, rates.read_gain) + decode_s / _gain(engines, rates, rates.decode_gain)
-    )
+    return read_s, decode_s
 
 
 def _gain(engines: int, rates: Rates, all_together: float) -> float:
@@ -103,13 +115,17 @@ def _token_seconds(config: ModelConfig, rates: EngineRates, context: float) -> f
 
 @dataclass
 class _Turns:
-    """Calls of one engine: those that read, and what; those that decode, and their rows and experts, summed."""
+    """Calls of one engine: those that read, and what; those that decode, and their rows and experts, summed.
+
+    Endings are steps in which some replies end while others go on.
+    """
 
     reads: int = 0
     texts: int = 0
     steps: int = 0
     row_steps: int = 0
     expert_steps: float = 0.0
+    endings: int = 0
 
 
 def _turns(config: ModelConfig, lengths: Sequence[int], rows: int, each: int) -> _Turns:
@@ -132,4 +148,5 @@ def _turns(config: ModelConfig, lengths: Sequence[int], rows: int, each: int) ->
         now = ends[0]
         while ends and ends[0] == now:
             heapq.heappop(ends)
+        turns.endings += bool(ends)
     return turns

@@ -17,7 +17,7 @@ from leanseek.envs.environment import Environment, load_environment
 from leanseek.errors import DataError, UsageError
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
-from leanseek.model.count import causal_pairs, forward_flops, mtp_flops, training_flops
+from leanseek.model.count import causal_pairs, forward_flops, mtp_flops, parameters, training_flops
 from leanseek.sections.distillation import DistillSettings, TracesSettings
 from leanseek.sections.grpo import GrpoSettings
 from leanseek.sections.training import TrainSettings
@@ -191,7 +191,8 @@ class _Forecast:
         steps, learn_s = self._training(settings, round(learnt), group, settings.epochs * settings.minibatches)
         looks_s = self._looks(settings, steps, settings.development_problems, tasks, texts.replies)
         tokens = steps * (_tokens(work) + int(learnt * group * settings.epochs))
-        parts = {"batches": self._replies_s(work, steps), "learning": learn_s, "looks": looks_s}
+        drawn_s = self._replies_s(work, steps) + self._renewed_s(steps)
+        parts = {"batches": drawn_s, "learning": learn_s, "looks": looks_s}
         return self._stage(name, tokens, parts)
 
     def _traces(self, name: str, tasks: int) -> StageForecast:
@@ -208,7 +209,7 @@ class _Forecast:
         length = round(texts.prompt + _mean(texts.replies))
         steps, train_s = self._training(settings.model_copy(update={"mtp_weight": 0.0}), rows, length)
         work = self._work(prompts, each, texts.replies, prompts * each)
-        parts = {"batches": self._replies_s(work, steps)} if own else {}
+        parts = {"batches": self._replies_s(work, steps) + self._renewed_s(steps)} if own else {}
         # The teacher, taken to be of the student's shape, goes forward beside the student's forward and backward.
         parts["learning"] = train_s * 4 / 3
         parts["looks"] = self._looks(settings, steps, settings.development_problems, tasks, texts.replies)
@@ -217,7 +218,7 @@ class _Forecast:
     def _looks(self, settings: TrainSettings, steps: int, problems: int, tasks: int, replies: Sequence[float]) -> float:
         """Return the seconds of the looks that a stage takes at how far it is."""
         looks = max(1, -(-steps // settings.validate_every))
-        return self._replies_s(self._work(problems, 1, replies, problems), looks * tasks)
+        return self._replies_s(self._work(problems, 1, replies, problems), looks * tasks) + self._renewed_s(looks)
 
     def _evaluation(self, tasks: int) -> StageForecast:
         recipe, settings, texts = self.recipe, self.recipe.eval, self.texts
@@ -226,6 +227,7 @@ class _Forecast:
         # A pretrained model does not know yet where a reply ends; one after SFT does, and breaks off as it was taught.
         said = {"pretrain": (float(settings.max_new_tokens),), "sft": texts.hasty}
         models = [k for k in recipe.line.values() if k not in ("tokenizer", "traces", "eval")]
+        parts["replies"] = self._renewed_s(len(models))
         for kind in models:
             replies = [min(reply, settings.max_new_tokens) for reply in said.get(kind, texts.replies)]
             for samples in (1, settings.samples):
@@ -267,6 +269,10 @@ class _Forecast:
         """Return the seconds of replies, of their problems and of checking them."""
         around_s = work.prompts * self.rates.problem_s + work.samples * self.rates.reply_s
         return times * (drawing_seconds(self.config, self.rates, work) + around_s)
+
+    def _renewed_s(self, times: int) -> float:
+        """Return the seconds of taking up weights that have changed."""
+        return times * parameters(self.config).total / self.rates.renew_parameters_per_s
 
     def _stage(self, name: str, tokens: int, parts: Mapping[str, float]) -> StageForecast:
         seconds = sum(parts.values())

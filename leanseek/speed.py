@@ -20,6 +20,7 @@ from leanseek.data.batches import TokenStream
 from leanseek.data.contamination import contamination
 from leanseek.data.corpus import documents
 from leanseek.data.tokens import tokenise, train_tokenizer
+from leanseek.drawing import Drawing, engine_seconds
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import Output, SamplingParams
@@ -29,7 +30,7 @@ from leanseek.evals.attempts import attempt
 from leanseek.kernels.threads import available_threads, share_out
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
-from leanseek.model.count import causal_pairs, decode_flops_per_token, experts_chosen, forward_flops
+from leanseek.model.count import causal_pairs, decode_flops_per_token, experts_chosen, forward_flops, parameters
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.settings import Recipe, TrainSettings, load_recipe
@@ -49,7 +50,7 @@ SOME = 16
 # Seconds after which no kind of work is timed once more.
 PATIENCE_S = 10.0
 
-# prompts, replies to each, tokens of a prompt, tokens of a reply, whether experts are kept
+# prompts, replies to each, tokens of a prompt, tokens of a reply (-n: all lengths up to n), whether experts are kept
 Kind = tuple[int, int, int, int, bool]
 READ_ONE, READ_MANY, READ_LONG = (1, 1, PROMPT, 1, False), (ROWS, 1, PROMPT, 1, False), (1, 1, LONG, 1, False)
 BEGIN, BEGIN_BEHIND = (ROWS // GROUP, GROUP, PROMPT, 1, False), (ROWS // GROUP, GROUP, BEHIND, 1, False)
@@ -57,9 +58,11 @@ DECODE_ONE, DECODE_SOME = (1, 1, PROMPT, 1 + REPLY, False), (SOME, 1, PROMPT, 1 
 READ_SOME = (SOME, 1, PROMPT, 1, False)
 DECODE_MANY, DECODE_BEHIND = ((ROWS // GROUP, GROUP, size, 1 + REPLY, False) for size in (PROMPT, BEHIND))
 KEEP = (ROWS // GROUP, GROUP, PROMPT, 1 + REPLY, True)
+# Replies of all lengths up to twice as long: some end with every step.
+UNEVEN = (ROWS, 1, PROMPT, -2 * REPLY, False)
 KINDS: tuple[Kind, ...] = (
     *(READ_ONE, READ_SOME, READ_MANY, READ_LONG, BEGIN, BEGIN_BEHIND),
-    *(DECODE_ONE, DECODE_SOME, DECODE_MANY, DECODE_BEHIND, KEEP),
+    *(DECODE_ONE, DECODE_SOME, DECODE_MANY, DECODE_BEHIND, KEEP, UNEVEN),
 )
 
 
@@ -80,6 +83,7 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
     model.eval()
     problem_s, reply_s = _checking(ChatFormat(tokenizer), environments, repeats, clock)
     took = _sampling(model, tokenizer, 1, KINDS, repeats, clock)
+    renewed_s = _renewing(model, tokenizer, tokens, workers, repeats, clock)
     together = _sampling(model, tokenizer, workers, (READ_MANY, DECODE_MANY), repeats, clock) if workers > 1 else took
     torch.set_num_threads(available_threads())
     alone = _sampling(model, tokenizer, 1, KINDS, repeats, clock) if workers > 1 else took
@@ -93,6 +97,7 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
         workers=workers,
         read_gain=max(workers * took[READ_MANY] / together[READ_MANY], 1.0),
         decode_gain=max(workers * took[DECODE_MANY] / together[DECODE_MANY], 1.0),
+        renew_parameters_per_s=parameters(config).total / renewed_s,
         problem_s=problem_s,
         reply_s=reply_s,
         watts=row.watts * cores + row.idle_watts * (usable_cores() - cores),
@@ -136,7 +141,7 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, float]) -> EngineRates
     more = touched[SOME] - touched[1]
     expert_s = max(some_s - one_s - (SOME - 1) * (row_s + key_s * keys), 0.0) / more if more else 0.0
     layer_s = max(one_s - touched[1] * expert_s - row_s - key_s * keys, 0.0) / layers
-    return EngineRates(
+    rates = EngineRates(
         layer_read_s=call_s / layers,
         read_flops_per_s=products / prompt_s,
         attend_read_flops_per_s=pairs / attention_s,
@@ -145,8 +150,18 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, float]) -> EngineRates
         decode_flops_per_s=at_none / row_s,
         attend_flops_per_s=per_key / key_s,
         sample_s=sample_s,
+        leave_s=0.0,
         keep_s=max(took[KEEP] - took[DECODE_MANY], 0.0) / (ROWS * (1 + REPLY)),
     )
+    # What is left of replies that end one after another, beyond their reading and decoding.
+    lengths = reply_lengths(UNEVEN[3])
+    known_s = engine_seconds(config, rates, Drawing(ROWS, 1, PROMPT, list(lengths), ROWS))
+    return replace(rates, leave_s=max(took[UNEVEN] - known_s, 0.0) / (len(lengths) - 2))
+
+
+def reply_lengths(tokens: int) -> range:
+    """Return the lengths that a kind's replies have, in turn."""
+    return range(1, 1 - tokens) if tokens < 0 else range(tokens, tokens + 1)
 
 
 def _corpus(
@@ -227,11 +242,43 @@ def _sampling(
             continue
         prompts, each, length, tokens, kept = kind
         texts = [[2 + (i + 7 * n) % 300 for i in range(length)] for n in range(workers * prompts)]
-        params = SamplingParams(max_tokens=tokens, n=each, seed=1, ignore_eos=True, logprobs=0)
+        params = [
+            SamplingParams(max_tokens=reply, n=each, seed=1, ignore_eos=True, logprobs=0)
+            for reply in itertools.islice(itertools.cycle(reply_lengths(tokens)), len(texts))
+        ]
         start = clock()
         pools[kept].generate(texts, params)
         times[kind].append(clock() - start)
     return {kind: _undisturbed(found) for kind, found in times.items()}
+
+
+def _renewing(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    ids: torch.Tensor,
+    workers: int,
+    repeats: int,
+    clock: Callable[[], float],
+) -> float:
+    """Return the seconds that engines take longer where the model has learnt since they drew last."""
+    pool = EnginePool(
+        model, tokenizer, workers=workers, max_batch=workers * ROWS, max_context_tokens=PROMPT + REPLY + 2
+    )
+    texts = [[2 + (i + 7 * n) % 300 for i in range(PROMPT)] for n in range(workers * ROWS // GROUP)]
+    params = SamplingParams(max_tokens=1 + REPLY // 2, n=GROUP, seed=1, ignore_eos=True)
+    trainer = Trainer(model, NextToken(0.0, 0.0), TrainSettings(steps=1000), Charge("calibration"), workers)
+    stream = TokenStream(ids, TEXT, FEW_TEXTS, 0, bos_id=0)
+    times: tuple[list[float], list[float]] = ([], [])
+    for step, again in itertools.product(range(repeats), (False, True)):
+        if not again:
+            model.train()
+            trainer.step(stream.batch(step))
+            model.eval()
+        start = clock()
+        pool.generate(texts, params)
+        times[again].append(clock() - start)
+    fresh_s, known_s = (_undisturbed(found) for found in times)
+    return max(fresh_s - known_s, 1e-4)
 
 
 class _Canned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,7 @@ def test_an_engine_takes_the_turns_that_are_foretold(tiny_model, lengths, each, 
     foretold = _turns(tiny_model.config, lengths, rows, each)
     assert foretold.reads == len(calls["texts"]) and foretold.steps == len(calls["rows"])
     assert foretold.row_steps == sum(calls["rows"]) == sum(lengths) - len(lengths)
+    assert foretold.endings == sum(a > b for a, b in itertools.pairwise(calls["rows"]) if b) or len(lengths) > rows
     assert foretold.texts == pytest.approx(sum(calls["texts"]), abs=each - 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -24,9 +24,11 @@ def test_every_rate_is_measured():
 
 def took() -> dict[speed.Kind, float]:
     """Return the seconds that every kind of work takes an engine with known rates."""
-    config, alone = load_preset("laptop"), RATES.__class__(**{**vars(RATES), "workers": 1})
+    config, alone = load_preset("laptop"), replace(RATES, workers=1)
     return {
-        kind: drawing_seconds(config, alone, Drawing(prompts, each, length, [tokens], prompts * each, kept))
+        kind: drawing_seconds(
+            config, alone, Drawing(prompts, each, length, speed.reply_lengths(tokens), prompts * each, kept)
+        )
         for kind in speed.KINDS
         for prompts, each, length, tokens, kept in [kind]
     }
@@ -36,7 +38,9 @@ def test_the_rates_are_found_that_made_the_times():
     found = speed.engine_rates(load_preset("laptop"), took())
     for field in fields(EngineRates):
         # Attention within 16 tokens is taken to be part of reading them, which makes it 5% too fast over 512.
-        assert getattr(found, field.name) == pytest.approx(getattr(ENGINE, field.name), rel=0.06), field.name
+        # Of endings is left what reading and decoding do not take, a tenth of the sum.
+        within = 0.15 if field.name == "leave_s" else 0.06
+        assert getattr(found, field.name) == pytest.approx(getattr(ENGINE, field.name), rel=within), field.name
 
 
 @pytest.mark.parametrize("kind", speed.KINDS)

@@ -92,9 +92,14 @@ def learning_figures(plan: LearningPlan, grid: Grid) -> dict[str, Any]:
 
 
 def _ways(task: Learning, machines: Machines, plan: LearningPlan) -> Sequence[tuple[float | None, float, float]]:
-    """Return share of the devices that sample, seconds of sampling and of training; nothing where it does not fit."""
-    try:
-        found = ways(task, machines, replace(plan.layout, precision=task.precision))
-    except UsageError:
-        return []
-    return [(one.split, one.sample_s, one.train_s) for one in found]
+    """Return share of the devices that sample, seconds of sampling and of training; nothing where it does not fit.
+
+    Training is laid out as planned; on the planned machines, where that does not fit, as is best.
+    """
+    layout = replace(plan.layout, precision=task.precision)
+    for one in (layout, None) if machines == plan.machines else (layout,):
+        try:
+            return [(way.split, way.sample_s, way.train_s) for way in ways(task, machines, one)]
+        except UsageError:
+            continue
+    return []

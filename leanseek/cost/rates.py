@@ -26,6 +26,7 @@ class EngineRates:
         decode_flops_per_s: of each token beyond that.
         attend_flops_per_s: of attention over the cache while decoding.
         sample_s: of beginning and ending a reply.
+        leave_s: of a step in which replies end while others go on: those move up.
         keep_s: of a token, where the experts that it chose are kept.
     """
 
@@ -37,6 +38,7 @@ class EngineRates:
     decode_flops_per_s: float
     attend_flops_per_s: float
     sample_s: float
+    leave_s: float
     keep_s: float
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class Rates:
         alone: one that has all threads, as a server's and `leanseek bench` do.
         workers: engines that a stage has at most, side by side.
         read_gain, decode_gain: how much more all of them together do than one.
+        renew_parameters_per_s: of the model, taken up by all engines once its weights have changed.
         problem_s: making a problem and its prompt.
         reply_s: taking a reply apart and checking it.
         learn_documents_per_s: made, and a vocabulary learnt from them.
@@ -76,6 +79,7 @@ class Rates:
     workers: int
     read_gain: float
     decode_gain: float
+    renew_parameters_per_s: float
     problem_s: float
     reply_s: float
     learn_documents_per_s: float

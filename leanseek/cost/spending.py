@@ -31,7 +31,7 @@ def peak_flops(count: int, dtype: str, named: str | None = None, gpu_name: str |
 
 
 class Spending:
-    """Utilisation since the first look; energy and money of the whole run up to now.
+    """Utilisation and energy a token since the first look; energy and money of the whole run up to now.
 
     Args:
         ledger: of the run.
@@ -44,19 +44,21 @@ class Spending:
         self, ledger: Ledger, charge: Charge, peak: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ledger, self._charge, self._peak, self._clock = ledger, charge, peak, clock
-        self._first: tuple[float, float] | None = None
+        self._first: tuple[float, float, int, float] | None = None
         self._told_s, self._text = float("-inf"), ""
 
     def __call__(self) -> str:
-        """Return the line, such as "MFU 41.0%, 1.2 kJ, $0.0021"; it changes once a second at most."""
+        """Return the line, such as "MFU 41.0%, 0.0003 J a token, 1.2 kJ, $0.0021"; it changes once a second at most."""
         now_s, flops = self._clock(), self._charge.flops - self._charge.recompute_flops
         if self._first is None:
-            self._first = (now_s, flops)
+            self._first = (now_s, flops, self._charge.tokens, self._ledger.so_far()[0])
         if now_s - self._told_s >= EVERY_S:
             self._told_s = now_s
-            first_s, first_flops = self._first
+            first_s, first_flops, first_tokens, first_joules = self._first
             rate = (flops - first_flops) / (now_s - first_s) if now_s > first_s else 0.0
             joules, usd = self._ledger.so_far()
             parts = [f"MFU {format_percent(rate / self._peak)}"] if rate else []
+            if tokens := self._charge.tokens - first_tokens:
+                parts.append(f"{format_joules((joules - first_joules) / tokens)} a token")
             self._text = ", ".join([*parts, format_joules(joules), format_usd(usd)])
         return self._text

@@ -13,6 +13,7 @@ ENGINE = EngineRates(
     decode_flops_per_s=60e9,
     attend_flops_per_s=20e9,
     sample_s=4e-5,
+    leave_s=3e-4,
     keep_s=1e-6,
 )
 RATES = Rates(
@@ -25,6 +26,7 @@ RATES = Rates(
     workers=2,
     read_gain=1.4,
     decode_gain=1.5,
+    renew_parameters_per_s=3e7,
     problem_s=5e-5,
     reply_s=1e-4,
     learn_documents_per_s=22e3,

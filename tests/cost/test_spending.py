@@ -23,9 +23,12 @@ def test_utilisation_energy_and_money_so_far(tmp_path):
         clock.now += 5
         charge.add_flops(forward=1e9, backward=1e9, recompute=1e9)
         assert told() == "MFU 40.0%, 150 J, $0.0015", "what is computed anew is no use of the peak"
+        charge.tokens += 100
         clock.now += 0.5
         assert told() == "MFU 40.0%, 150 J, $0.0015", "once a second at most"
-    assert account.so_far() == (155.0, pytest.approx(0.00155)), "and a run that goes on begins from there"
+        clock.now += 4.5
+        assert told() == "MFU 20.0%, 1 J a token, 200 J, $0.0020"
+    assert account.so_far() == (200.0, pytest.approx(0.002)), "and a run that goes on begins from there"
 
 
 def test_the_peak_is_the_machines(monkeypatch):

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 from leanseek.cost.calibration import load_this
+from leanseek.cost.energy import usable_cores
 from leanseek.cost.hardware import gpu_named, hardware, this_cpu
 from leanseek.cost.ledger import Charge, Ledger
+from leanseek.cost.machines import THIS
 from leanseek.units import format_joules, format_percent, format_usd
 
 # Seconds between two looks at the meter.
@@ -27,6 +29,8 @@ def peak_flops(count: int, dtype: str, named: str | None = None, gpu_name: str |
         row = hardware(named)
     else:
         row = gpu_named(gpu_name) if gpu_name is not None else load_this() or this_cpu()
+    if row.name == THIS and row.kind == "cpu":  # measured on all cores together
+        return count / usable_cores() * row.peak_flops("bf16" if dtype == "bfloat16" else "fp32")
     return count * row.peak_flops("bf16" if dtype == "bfloat16" else "fp32")
 
 

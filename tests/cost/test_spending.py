@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from leanseek.cost.energy import usable_cores
 from leanseek.cost.hardware import hardware, this_cpu
 from leanseek.cost.spending import Spending, peak_flops
 
@@ -38,3 +41,6 @@ def test_the_peak_is_the_machines(monkeypatch):
     monkeypatch.setattr("leanseek.cost.spending.load_this", lambda: hardware("laptop-cpu"))
     assert peak_flops(2, "bfloat16") == 2 * hardware("laptop-cpu").bf16_flops
     assert peak_flops(1, "bfloat16", "h100") == hardware("h100").bf16_flops
+    whole = replace(hardware("laptop-cpu"), name="this")
+    monkeypatch.setattr("leanseek.cost.spending.load_this", lambda: whole)
+    assert peak_flops(usable_cores(), "float32") == pytest.approx(whole.fp32_flops), "measured on all cores together"

@@ -185,22 +185,19 @@ def _tell_cost(console: Console, run: Run) -> None:
     summary = run.summary
     console.print()
     console.rule("what the run cost")
-    table = Table("stage", "time", "tokens", "operations", "energy", "a token", "money", "memory")
+    table = Table("stage", "time", "tokens", "operations", "energy", "money", "memory")
     for stage in (*run.recipe.line, "totals"):
         if stage not in summary:
             continue
         if stage == "totals":
             table.add_section()
-        figures = dict(summary[stage])
-        if figures.get("tokens") and figures.get("joules") is not None:
-            figures["joules_per_token"] = figures["joules"] / figures["tokens"]
+        figures = summary[stage]
         table.add_row(
             "together" if stage == "totals" else stage,
             _figure(figures, "seconds", format_seconds),
             _figure(figures, "tokens", format_count),
             _figure(figures, "flops", format_flops),
             _figure(figures, "joules", format_joules),
-            _figure(figures, "joules_per_token", format_joules),
             _figure(figures, "usd", format_usd),
             _figure(figures, "peak_memory_bytes", format_bytes),
         )
@@ -208,6 +205,13 @@ def _tell_cost(console: Console, run: Run) -> None:
     meters = dict.fromkeys(
         str(summary[s]["meter"]) for s in (*run.recipe.line, "totals") if summary.get(s, {}).get("meter")
     )
+    each = [
+        f"{stage} {format_joules(one['joules'] / one['tokens'])}"
+        for stage in run.recipe.line
+        if (one := summary.get(stage, {})).get("tokens") and one.get("joules") is not None
+    ]
+    if each:
+        console.print(Text(f"a token: {', '.join(each)}"))
     if meters:
         console.print(Text(f"energy: {'; '.join(describe_meter(one) for one in meters)}"))
 

@@ -303,7 +303,7 @@ def chosen_share(config: ModelConfig, tokens: float) -> float:
 
 def experts_chosen(config: ModelConfig, tokens: float) -> float:
     """Return how many experts of all layers together some tokens choose, if by chance."""
-    return _moe_layers(config) * config.n_routed_experts * chosen_share(config, tokens)
+    return moe_layers(config) * config.n_routed_experts * chosen_share(config, tokens)
 
 
 def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp: bool = False) -> int:

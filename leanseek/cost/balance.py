@@ -7,6 +7,9 @@ from itertools import accumulate, pairwise
 
 from leanseek.cost.schedules import held_stages, stages_of
 
+# Shares of all costs are counted in so many parts.
+SCALE = 10**12
+
 
 def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
     """Return how many of a row of costs belong to each stage; no stage is empty.
@@ -22,19 +25,16 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
     if stages == 1 or len(held_stages(schedule, devices, 0)) != 2:
         return counts
     held = [held_stages(schedule, devices, device) for device in range(devices)]
-    sums = [0.0, *accumulate(costs)]
+    # In whole numbers, so that equal loads are equal however they are summed.
+    sums = [0, *accumulate(round(SCALE * cost / sum(costs)) for cost in costs)]
 
-    def loads(bounds: list[int]) -> tuple[list[float], list[float]]:
-        """Return the share of all that each device has, and each stage: stages of a device should be alike too."""
-        each = [round((sums[b] - sums[a]) / sums[-1], 12) for a, b in pairwise((0, *bounds))]
+    def loads(bounds: list[int]) -> tuple[list[int], list[int]]:
+        """Return what each device has, and each stage: stages of a device should be alike too."""
+        each = [sums[b] - sums[a] for a, b in pairwise((0, *bounds))]
         return [each[one] + each[other] for one, other in held], each
 
-    def order(bounds: list[int]) -> tuple[list[float], list[float]]:
-        devices, each = loads(bounds)
-        return sorted((round(one, 11) for one in devices), reverse=True), sorted(each, reverse=True)
-
     bounds = list(accumulate(counts))
-    best = order(bounds)
+    best = tuple(sorted(one, reverse=True) for one in loads(bounds))
     while True:
         found = None
         # Hand one layer of the busiest device that can be helped to another stage; all between them move along by one.
@@ -42,10 +42,15 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
             for giver in busiest:
                 for taker in range(stages):
                     first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
-                    moved = [b + step * (first <= place < last) for place, b in enumerate(bounds)]
-                    if giver != taker and all(b > a for a, b in pairwise((0, *moved))):
-                        now = order(moved)
-                        if now < (found[0] if found else best):
+                    moved = bounds.copy()
+                    moved[first:last] = [b + step for b in bounds[first:last]]
+                    if giver == taker or any(b <= a for a, b in pairwise((0, *moved))):
+                        continue
+                    theirs, each = loads(moved)
+                    least = found[0] if found else best
+                    if max(theirs) <= least[0][0]:
+                        now = (sorted(theirs, reverse=True), sorted(each, reverse=True))
+                        if now < least:
                             found = (now, moved)
             if found is not None:
                 break

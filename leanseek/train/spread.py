@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from leanseek.cost.energy import describe_meter
 from leanseek.cost.hardware import all_hardware
 from leanseek.cost.layout import Layout
 from leanseek.cost.machines import parse_machines
@@ -191,4 +192,7 @@ def _planned(recipe: Recipe, config: ModelConfig, world: int, micro: int, state:
         "planned_mfu": plan.mfu,
         "planned_days": plan.days,
         "planned_usd": plan.usd,
+        "planned_joules": plan.joules,
+        "planned_joules_per_token": plan.joules / work.tokens,
+        "planned_meter": describe_meter(f"estimated:{name}"),
     }

@@ -50,4 +50,6 @@ def test_deepseek_v3_fits_on_2048_gpus():
     assert found["planned_fits"] and 10e9 < found["planned_rank_bytes"]["total"] < 80e9
     assert found["pretrain_tokens"] == pytest.approx(14.8e12, rel=0.01)
     assert 25 < found["planned_step_s"] < 70
+    each = found["planned_joules"] / found["pretrain_tokens"]
+    assert found["planned_joules_per_token"] == pytest.approx(each) and "power limit" in found["planned_meter"]
     assert len(found["pipeline"]) == 16 and 0 < found["pipeline_bubble_share"] < 0.3

@@ -17,10 +17,10 @@ from leanseek.server.wire import (
     ModelName,
     Schema,
     StopTexts,
+    Text,
     TokenCount,
     Whole,
     Wire,
-    join_text,
     shallow,
 )
 from leanseek.tokens.arguments import dumps
@@ -38,7 +38,7 @@ class Block(Wire):
     name: Annotated[str, Field(max_length=128)] = ""
     input: Annotated[dict[str, Any], BeforeValidator(shallow)] = {}
     tool_use_id: Annotated[str, Field(max_length=256)] = ""
-    content: Annotated[str | None, BeforeValidator(join_text)] = None
+    content: Text = None
 
 
 def _blocks(value: Any) -> Any:
@@ -127,7 +127,7 @@ class CountRequest(Wire):
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MOST_MESSAGES)]
     model: ModelName | None = None
-    system: Annotated[str | None, BeforeValidator(join_text)] = None
+    system: Text = None
     tools: Annotated[list[ClientTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolUse | None = None
     thinking: Annotated[Thinking | None, BeforeValidator(_thinking)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from leanseek.messages import Message
@@ -13,7 +13,7 @@ from leanseek.server.forms import Formed
 from leanseek.server.refusal import ApiError, parse_body
 from leanseek.server.toolbox import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
 from leanseek.server.unserved import UnservedChat
-from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, TokenCount, UserId, Whole, Wire, join_text
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Text, TokenCount, UserId, Whole, Wire
 
 # What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
 # thinking, so all levels mean the same to them; "none" is no thinking.
@@ -31,9 +31,6 @@ EFFORTS = {
 NOT_THINKING = "deepseek-chat"
 
 
-_PART = {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
-_PARTS = {"type": "array", "items": {**_PART, "required": ["type", "text"]}}
-TEXT = {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]}
 _SAID = {"content": {"not": {"type": "null"}}}
 # What a message of each role cannot be without.
 NEEDED = [
@@ -52,7 +49,7 @@ class ChatMessage(Wire):
     model_config = ConfigDict(json_schema_extra={"anyOf": NEEDED})
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(join_text), WithJsonSchema(TEXT)] = None
+    content: Text = None
     reasoning_content: str | None = None
     prefix: bool | None = None
     tool_calls: Annotated[list[Call], Field(max_length=MOST_CALLS)] | None = None

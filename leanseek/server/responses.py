@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from leanseek.engine.request import Grammar
 from leanseek.messages import Message, ToolCall
@@ -13,13 +13,26 @@ from leanseek.server.forms import JsonSchema, ResponseFormat
 from leanseek.server.openai import NOT_THINKING, Effort
 from leanseek.server.refusal import ApiError
 from leanseek.server.toolbox import MOST_TOOLS, Arguments, Function, Toolbox, ToolChoice
-from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Schema, TokenCount, UserId, Wire, join_text
+from leanseek.server.wire import (
+    MOST_MESSAGES,
+    Drawing,
+    ModelName,
+    Schema,
+    TokenCount,
+    UserId,
+    Wire,
+    join_text,
+    text_schema,
+)
 
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
 
 
 def _text(value: Any) -> Any:
     return join_text(value, TEXTS)
+
+
+Text = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(text_schema(*TEXTS))]
 
 
 def _items(value: Any) -> Any:
@@ -31,12 +44,12 @@ class Item(Wire):
 
     type: Literal["message", "reasoning", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Annotated[str | None, BeforeValidator(_text)] = None
-    summary: Annotated[str | None, BeforeValidator(_text)] = None
+    content: Text = None
+    summary: Text = None
     call_id: Annotated[str, Field(max_length=256)] = ""
     name: Annotated[str, Field(max_length=128)] = ""
     arguments: Arguments = ""
-    output: Annotated[str | None, BeforeValidator(_text)] = None
+    output: Text = None
 
 
 class FunctionTool(Function):

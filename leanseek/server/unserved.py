@@ -23,7 +23,10 @@ class Only:
 
     def check(self, value: Any) -> Any:
         """Return such a value, refuse any other."""
-        if value is None or value in self._neutral:
+        # For Python 0 is False; in JSON they are two.
+        if value is None or any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in self._neutral
+        ):
             return value
         raise PydanticCustomError("unserved", f"not done here; {self._instead}")
 

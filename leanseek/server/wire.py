@@ -47,6 +47,13 @@ def join_text(value: Any, kinds: tuple[str, ...] = ("text",)) -> Any:
     return "".join(parts)
 
 
+def text_schema(*kinds: str) -> dict[str, Any]:
+    """Return the JSON schema of what `join_text` takes: a text, a list of parts of these kinds, or null."""
+    part = {"type": "object", "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}}}
+    parts = {"type": "array", "items": {**part, "required": ["type", "text"]}}
+    return {"anyOf": [{"type": "string"}, parts, {"type": "null"}]}
+
+
 def _stops(value: Any) -> Any:
     """Make a tuple of one stop text, several, or none."""
     if value is None:
@@ -89,6 +96,7 @@ def _biases(value: Any) -> Any:
     return value
 
 
+Text = Annotated[str | None, BeforeValidator(join_text), WithJsonSchema(text_schema("text"))]
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 StopTexts = Annotated[tuple[StopText, ...], Field(max_length=MOST_STOPS), BeforeValidator(_stops)]
 Whole = BeforeValidator(whole)

@@ -38,3 +38,9 @@ def test_no_field_is_both_served_and_not():
             for name in vars(one).get("__annotations__", ())
         }
         assert not own & set(unserved.model_fields)
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_tokens", False), ("use_beam_search", 0), ("skip_special_tokens", 1)])
+def test_a_truth_is_no_number(name, value):
+    with pytest.raises(ApiError, match=name):
+        parse_chat_request(json.dumps({"messages": ASK, name: value}).encode())

@@ -1,6 +1,8 @@
 // Figures: what a reply took (time, tokens, joules, money), measured while it comes and worded for people.
 
 const COUNTS = new Intl.NumberFormat("en");
+// Tokens that come within less than this have come in few pieces, whose distance tells nothing of the speed.
+const BURST_MS = 250;
 
 /** Measures a reply while it comes: one event with text is about one token until the server's own count arrives. */
 export class Meter {
@@ -37,13 +39,18 @@ export class Meter {
       tokens, seconds: (now - this.started) / 1000, first_seconds: (first - this.started) / 1000,
       thinking_seconds: this.thinkingTokens ? ((this.thought ?? now) - first) / 1000 : 0,
       thinking_tokens: usage.completion_tokens_details?.reasoning_tokens ?? this.thinkingTokens,
-      // The first token's time is the prompt's.
-      rate: tokens > 1 && now > first ? ((tokens - 1) * 1000) / (now - first) : 0,
+      rate: this.#rate(tokens, first, now),
       counted: this.usage ? 1 : 0,
       prompt_tokens: usage.prompt_tokens, hit_tokens: usage.prompt_cache_hit_tokens,
       miss_tokens: usage.prompt_cache_miss_tokens, joules: usage.joules, usd: usage.usd,
     };
     return Object.fromEntries(Object.entries(figures).filter(([, value]) => Number.isFinite(value)));
+  }
+
+  /** Tokens a second after the first, whose time is the prompt's; of a short reply, over its whole time. */
+  #rate(tokens, first, now) {
+    const [counted, spent] = now - first < BURST_MS ? [tokens, now - this.started] : [tokens - 1, now - first];
+    return counted > 0 && spent > 0 ? (counted * 1000) / spent : 0;
   }
 }
 
@@ -60,7 +67,7 @@ export function describe(figures) {
   const about = figures.counted ? "" : "≈ ";
   const parts = [
     [about + tokens(figures.tokens), "tokens of the reply, thinking included"],
-    [`${about}${rate(figures.rate)}`, "tokens a second after the first"],
+    [`${about}${rate(figures.rate)}`, "tokens a second, after the first; of a short reply, over its whole time"],
     [seconds(figures.seconds), `from sending to the end; the first token came after ${seconds(figures.first_seconds)}`],
   ];
   if (figures.joules !== undefined) parts.push([joules(figures.joules), "energy of this reply, as the server counts it"]);

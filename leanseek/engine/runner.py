@@ -90,7 +90,7 @@ class Runner:
         routing = Routing() if self.record_experts else None
         self._use(rows.samples, longest)
         segments = Segments.decode(position_S, longest, rows.level)
-        logits_SW = self.forward.logits(self.forward(last_S, segments, self.cache, routing))
+        logits_SW = self.forward.decode(last_S, segments, self.cache, routing)
         rows.advance(None if routing is None else routing.experts)
         return logits_SW
 

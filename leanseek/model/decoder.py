@@ -54,9 +54,13 @@ class Decoder:
         self, tokens_T: Tensor, segments: Segments, cache: PagedView, routing: Routing | None = None
     ) -> Tensor:
         """Return the hidden states after the last norm; as `Transformer.forward`, without gradients."""
-        function = chosen("decode") or decode_reference
-        out: Tensor = function(self, tokens_T, segments, cache, routing, None)
-        return out
+        return self._run(tokens_T, segments, cache, routing)[0]
+
+    def decode(self, tokens_T: Tensor, segments: Segments, cache: PagedView, routing: Routing | None = None) -> Tensor:
+        """Return the logits of every token at once; as `Transformer.decode`."""
+        logits_TW = self._run(tokens_T, segments, cache, routing, logits=True)[1]
+        assert logits_TW is not None, "they were asked for"
+        return logits_TW
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return logits_TW."""
@@ -64,9 +68,7 @@ class Decoder:
 
     def mtp(self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: PagedView) -> Tensor:
         """Return MTP hidden states; as `Transformer.mtp`."""
-        function = chosen("decode") or decode_reference
-        out: Tensor = function(self, next_tokens_T, segments, cache, None, hidden_TD)
-        return out
+        return self._run(next_tokens_T, segments, cache, None, hidden_TD)[0]
 
     def weights(self) -> _Weights:
         """Return the model's weights in panels, as they are now."""
@@ -75,6 +77,19 @@ class Decoder:
             if held is None or held.version != held.version_now():
                 held = _held[self.model] = _Weights(self.model)
             return held
+
+    def _run(
+        self,
+        tokens_T: Tensor,
+        segments: Segments,
+        cache: PagedView,
+        routing: Routing | None,
+        hidden_TD: Tensor | None = None,
+        logits: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        function = chosen("decode") or decode_reference
+        out: tuple[Tensor, Tensor | None] = function(self, tokens_T, segments, cache, routing, hidden_TD, logits)
+        return out
 
 
 class _Weights:
@@ -142,11 +157,14 @@ def decode_reference(
     cache: PagedView,
     routing: Routing | None,
     hidden_TD: Tensor | None,
-) -> Tensor:
+    logits: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Call the model itself: it defines the op; with hidden states, its MTP layer."""
     if hidden_TD is None:
-        return decoder.model(tokens_T, segments, cache, routing)
-    return decoder.model.mtp(hidden_TD, tokens_T, segments, cache, routing)
+        out_TD = decoder.model(tokens_T, segments, cache, routing)
+    else:
+        out_TD = decoder.model.mtp(hidden_TD, tokens_T, segments, cache, routing)
+    return out_TD, decoder.model.logits(out_TD) if logits else None
 
 
 @native_implementation("decode")
@@ -158,14 +176,15 @@ def _decode(
     cache: PagedView,
     routing: Routing | None,
     hidden_TD: Tensor | None,
-) -> Tensor:
+    logits: bool,
+) -> tuple[Tensor, Tensor | None]:
     assert segments.prefixes is None, "texts over a cache continue what it holds"
     weights = decoder.weights()
     stack = weights.main if hidden_TD is None else weights.mtp
     assert stack is not None, "callers ask `mtp_layer` first"
     texts = len(segments.lengths)
     starts_S = None if segments.tokens == texts else torch.tensor((*segments.starts, segments.tokens))
-    out_TD, _, chosen_TNK = run_stack(
+    out_TD, logits_TW, chosen_TNK = run_stack(
         variant,
         stack,
         tokens_T,
@@ -175,11 +194,12 @@ def _decode(
         cache.store,
         decoder.model.turns_up_to(segments.longest),
         hidden_TD=hidden_TD,
+        logits=logits,
         routing=routing is not None,
     )
     if routing is not None and chosen_TNK is not None:
         routing.experts += chosen_TNK.unbind(1)
-    return out_TD
+    return out_TD, logits_TW
 
 
 def _scale(block: Block) -> float:

@@ -81,12 +81,17 @@ class Segments:
             level: whether all positions are the same.
         """
         count = positions_S.shape[0]
-        segments = cls((1,) * count, cached_lengths=(longest - 1,) * count, device=positions_S.device)
+        segments = object.__new__(cls)  # there is nothing to check
         # cached_property keeps its value here; these are what it would compute from real lengths.
         segments.__dict__.update(
+            lengths=(1,) * count,
+            prefixes=None,
+            cached_lengths=(longest - 1,) * count,
+            device=positions_S.device,
             positions_T=positions_S,
             first_positions_S=positions_S,
-            segment_T=torch.arange(count, device=positions_S.device),
+            tokens=count,
+            longest=longest,
             level=level,
         )
         return segments

@@ -178,6 +178,10 @@ class Transformer(nn.Module):
         out: Tensor = self.lm_head(hidden_TD)
         return out
 
+    def decode(self, tokens_T: Tensor, segments: Segments, cache: CacheView, routing: Routing | None = None) -> Tensor:
+        """Return the logits of every token; arguments as of `forward`."""
+        return self.logits(self(tokens_T, segments, cache, routing))
+
     def mtp(
         self,
         hidden_TD: Tensor,

@@ -54,7 +54,7 @@ def _decoding(rows):
     lengths = (max(rows, 1), 3)
     tokens = torch.randint(0, 320, (sum(lengths),), generator=torch.Generator().manual_seed(5))
     cache = ContiguousCache(model.cache_specs(), 2, max(lengths))
-    return Decoder(model), tokens, Segments(lengths), cache, None, None
+    return Decoder(model), tokens, Segments(lengths), cache, None, None, True
 
 
 EXAMPLES = {

@@ -68,6 +68,7 @@ def test_it_gives_the_models_hidden_states_logits_and_experts(make_model, shape,
         got = decoder(tokens, segments, caches[1], routings[1])
         assert torch.allclose(got, expected, atol=2e-5)
         assert torch.allclose(decoder.logits(got), model.logits(expected), atol=5e-5)
+        assert torch.equal(decoder.decode(tokens, segments, caches[1]), decoder.logits(got))
         assert torch.allclose(caches[0].store, caches[1].store, atol=2e-5)
         for mine, theirs in zip(routings[1].experts, routings[0].experts, strict=True):
             assert torch.equal(mine.sort(-1).values, theirs.sort(-1).values)

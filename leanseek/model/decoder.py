@@ -22,6 +22,9 @@ from leanseek.model.layers import SwiGLU
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Block, Transformer
 
+# Weights of a model: their second copy takes a GiB at most.
+MOST_WEIGHTS = 1 << 28
+
 
 class Decoder:
     """A model for inference: called as the model is, with the same results but for rounding.
@@ -46,6 +49,7 @@ class Decoder:
             and config.n_routed_experts <= MOST_EXPERTS
             and config.n_group <= MOST_GROUPS
             and model.lm_head.packed is None
+            and sum(p.numel() for p in model.parameters()) <= MOST_WEIGHTS
             and all(p.dtype == torch.float32 and p.is_contiguous() and not p.is_inference() for p in model.parameters())
             and chosen("decode") is not None
         )

@@ -143,5 +143,8 @@ def test_it_says_which_models_it_is_for(make_model, monkeypatch):
     assert Decoder.suits(make_model()) and Decoder.suits(make_model(q_lora_rank=6))
     assert not Decoder.suits(make_model().bfloat16())
     assert not Decoder.suits(make_model(model_type="qwen3", num_key_value_heads=1, num_nextn_predict_layers=0))
+    with monkeypatch.context() as patched:
+        patched.setattr("leanseek.model.decoder.MOST_WEIGHTS", 1000)
+        assert not Decoder.suits(make_model())
     monkeypatch.setattr("leanseek.model.decoder.chosen", lambda op: None)
     assert not Decoder.suits(make_model())

@@ -139,6 +139,11 @@ def report(device: str = "cpu") -> list[Choice]:
     return [choose(op, device) for op in sorted({one.op for one in _REGISTERED})]
 
 
+def kernels_named(device: str = "cpu") -> str:
+    """Return the names of all that is chosen, each once: results of other kernels have other bits."""
+    return "+".join(sorted({choice.implementation.name for choice in report(device)}))
+
+
 def notice() -> str:
     """Return a line for people about what runs on the reference and need not; an empty text if nothing does."""
     if variables.kernels() == REFERENCE or native.native().library is not None:

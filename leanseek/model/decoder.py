@@ -196,7 +196,7 @@ def _decode(
         segments.first_positions_S,
         cache.pages(texts),
         cache.store,
-        decoder.model.turns_up_to(segments.longest),
+        decoder.model.turns_up_to(segments.longest, cache.store.device),
         hidden_TD=hidden_TD,
         logits=logits,
         routing=routing is not None,

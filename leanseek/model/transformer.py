@@ -210,19 +210,19 @@ class Transformer(nn.Module):
 
     def turns(self, positions_T: Tensor, needed: int) -> Tensor:
         """Return the rope factors of positions below `needed`; complex64, [T, R / 2]."""
-        return self.turns_up_to(needed).index_select(0, positions_T)
+        return self.turns_up_to(needed, positions_T.device).index_select(0, positions_T)
 
-    def turns_up_to(self, needed: int) -> Tensor:
+    def turns_up_to(self, needed: int, device: torch.device) -> Tensor:
         """Return the rope factors of all positions below `needed` at least, from a table that grows as needed."""
         table = self._rotations
-        if table is None or table.shape[0] < needed or table.device != self.device:
+        if table is None or table.shape[0] < needed or table.device != device:
             config = self.config
             size = max(256, 1 << (needed - 1).bit_length())
             frequencies = inverse_frequencies(
                 config.rope_dim, config.rope_theta, config.rope_scaling, config.rope_kind
-            ).to(self.device)
+            ).to(device)
             magnitude = yarn_mscale(config.yarn, "mscale") / yarn_mscale(config.yarn, "mscale_all_dim")
-            table = rotations(torch.arange(size, device=self.device), frequencies, magnitude)
+            table = rotations(torch.arange(size, device=device), frequencies, magnitude)
             self._rotations = table
         return table
 

@@ -15,6 +15,7 @@ from leanseek.cost.energy import EnergyMeter
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import CheckpointError, UsageError
+from leanseek.kernels.registry import kernels_named
 from leanseek.server.bridge import Report
 from leanseek.server.defaults import SamplingDefaults
 from leanseek.server.service import ALIASES, Served
@@ -108,7 +109,8 @@ class Loading:
         mapped = packed_bytes(model.config, self.weights) if self.weights in FORMS else 0
         room = self.store.bytes_for(specs, longest, self.max_batch, self.device, mapped)
         # What other operators computed has other bits: it may not be taken for what these compute.
-        operators = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}" if self.invariant else "any"
+        computed_by = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {kernels_named()}"
+        operators = computed_by if self.invariant else "any"
         disk = self.store.disk(f"{self.fingerprint} {drafts > 0} {operators}")
         return Engine(
             model,

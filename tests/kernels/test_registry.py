@@ -133,6 +133,7 @@ def test_it_agrees_with_its_reference(example, one, rows, dtype):
 def test_the_choice_can_be_forced(monkeypatch):
     monkeypatch.setenv("LEANSEEK_KERNELS", "reference")
     assert {choice.implementation.name for choice in registry.report()} == {"reference"}
+    assert registry.kernels_named() == "reference"
     if native.missing("generic"):
         pytest.skip(native.missing("generic"))
     for mode in ("generic", "native", "auto"):
@@ -141,6 +142,7 @@ def test_the_choice_can_be_forced(monkeypatch):
         names = {choice.implementation.name for choice in registry.report()}
         assert names == ({"generic"} if mode == "generic" else {list(native.native().variants)[-1]})
         assert all(choice.reason for choice in registry.report())
+        assert registry.kernels_named() == "+".join(names)
 
 
 def test_what_is_not_to_be_had_is_said(monkeypatch, tmp_path):

@@ -32,7 +32,7 @@ from leanseek.checkpoint.work import WorkFolder, free_target
 from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
 from leanseek.errors import CheckpointError, ConfigError, KernelError, UsageError, nearest
 from leanseek.files import write_json
-from leanseek.kernels.packed import LAYOUT, Packed, empty_packed, pack_into
+from leanseek.kernels.packed import LAYOUT, PANEL, Packed, empty_packed, pack_into
 from leanseek.model.config import ModelConfig
 from leanseek.model.experts import Experts
 from leanseek.model.layers import Embedding, Linear, SwiGLU
@@ -88,8 +88,9 @@ class Part:
 def parts_of(model: Transformer, bits: int) -> Iterator[Part]:
     """Yield the parts of a model's packed folder.
 
-    Packed are the projections of attention and MLPs, the experts and the head; as fp32 stay norms, routers, the
-    indexer, the MTP layer's joint and what absorbed attention takes apart (kv_b_proj); as bf16 the embedding.
+    Packed are the projections of attention and MLPs, the experts and the head; with 8 bits always what absorbed
+    attention takes apart (kv_b_proj), if a head's widths are whole panels. As fp32 stay norms, routers, the indexer and
+    the MTP layer's joint; as bf16 the embedding.
 
     Args:
         model: its shapes are looked at alone.
@@ -122,7 +123,11 @@ def _packed_parts(name: str, module: nn.Module, bits: int, config: ModelConfig) 
     elif isinstance(module, Linear):
         weight = f"{name}.weight"
         attends = is_quantised(weight) and ".mlp." not in name and ".indexer." not in name
-        if name == "lm_head" or (attends and not name.endswith("kv_b_proj")):
+        if name.endswith("kv_b_proj"):
+            # Heads are taken apart where panels begin.
+            attends = attends and not (config.qk_nope_head_dim % PANEL or config.v_head_dim % PANEL)
+            bits = max(FORMS.values())
+        if name == "lm_head" or attends:
             source = "model.embed_tokens.weight" if name == "lm_head" and config.tie_word_embeddings else weight
             yield Part(name, (source,), empty_packed(bits, *module.weight.shape, **meta))
 
@@ -206,25 +211,7 @@ def _mapped(folder: Path, bits: int) -> Transformer:
     tensors = stored_tensors(read_shards(folder))
     parts = list(parts_of(model, bits))
     _check(folder, parts, tensors)
-    modules = dict(model.named_modules())
-    pairs: dict[str, dict[str, Packed]] = {}
-    for part in parts:
-        if part.packed is None:
-            _fill(model, part.name, _tensor(tensors[part.name]))
-            continue
-        codes, scales = (_tensor(tensors[output.name]) for output in part.outputs)
-        packed = replace(part.packed, codes=codes, scales=scales)
-        owner, _, kind = part.name.rpartition(".")
-        if kind in ("gate_up_proj", "down_proj"):
-            pairs.setdefault(owner, {})[kind] = packed
-        else:
-            module = modules[part.name]
-            assert isinstance(module, Linear)
-            module.hold(packed)
-    for owner, both in pairs.items():
-        module = modules[owner]
-        assert isinstance(module, Experts | SwiGLU)
-        module.hold(both["gate_up_proj"], both["down_proj"])
+    _place(model, ((part, tuple(_tensor(tensors[output.name]) for output in part.outputs)) for part in parts))
     return model.eval()
 
 
@@ -435,39 +422,58 @@ def packed_bytes(config: ModelConfig, form: str) -> int:
     return sum(part.nbytes for part in parts_of(empty_model(config, device="meta"), FORMS[form]))
 
 
-def random_packed(config: ModelConfig, form: str, seed: int = 0) -> Transformer:
-    """Return a model with random packed weights of a usual size, in memory: for measuring speed.
+def random_parts(config: ModelConfig, form: str, seed: int = 0) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+    """Yield a model's parts with random tensors of a usual size: for measuring speed.
 
     The values mean nothing, but none of them overflows.
     """
-    model = empty_model(config, device="meta")
     generator = torch.Generator().manual_seed(seed)
-    modules = dict(model.named_modules())
-    pairs: dict[str, dict[str, Packed]] = {}
-    for part in list(parts_of(model, FORMS[form])):  # looked through before modules change
+    # One random megabyte again and again: numbers of a normal spread would take minutes.
+    # No weight is the lowest there is: the mean would not be nought, all tokens would soon have one direction, and one
+    # choice of experts.
+    low, high = (torch.randint(1, 16, (1 << 20,), dtype=torch.uint8, generator=generator) for _ in range(2))
+    whole = torch.randint(1, 256, (1 << 20,), dtype=torch.uint8, generator=generator)
+    for part in parts_of(empty_model(config, device="meta"), FORMS[form]):
         if part.packed is None:
-            tensor = torch.empty(part.shape, dtype=DTYPES[part.dtype])
-            tensor.normal_(0, 0.02, generator=generator)
-            if part.name.endswith("norm.weight"):
-                tensor.fill_(1)
-            _fill(model, part.name, tensor)
+            tensor = torch.empty(part.shape, dtype=DTYPES[part.dtype]).normal_(0, 0.02, generator=generator)
+            yield part, (tensor.fill_(1) if part.name.endswith("norm.weight") else tensor,)
             continue
         codes = torch.empty(part.packed.codes.shape, dtype=torch.uint8)
-        # One random megabyte again and again: numbers of a normal spread would take minutes.
-        flat, block = codes.view(-1), torch.randint(0, 256, (1 << 20,), dtype=torch.uint8, generator=generator)
+        flat, block = codes.view(-1), low | high << 4 if part.packed.bits == 4 else whole
         for first in range(0, flat.numel(), block.numel()):
             flat[first : first + block.numel()] = block[: flat.numel() - first]
         spread = 4.6 if part.packed.bits == 4 else 74.0  # of codes that are all as likely
         scales = torch.full(part.packed.scales.shape, 1 / spread / math.sqrt(part.packed.inputs))
-        packed = replace(part.packed, codes=codes, scales=scales.to(part.packed.scales.dtype))
+        yield part, (codes, scales.to(part.packed.scales.dtype))
+
+
+def random_packed(config: ModelConfig, form: str, seed: int = 0) -> Transformer:
+    """Return a model of `random_parts`, in memory."""
+    model = empty_model(config, device="meta")
+    _place(model, random_parts(config, form, seed))
+    return model.eval()
+
+
+def _place(model: Transformer, found: Iterable[tuple[Part, tuple[Tensor, ...]]]) -> None:
+    """Put parts' tensors into a model without memory."""
+    modules = dict(model.named_modules())
+    pairs: dict[str, dict[str, Packed]] = {}
+    for part, tensors in found:
+        if part.packed is None:
+            _fill(model, part.name, tensors[0])
+            continue
+        packed = replace(part.packed, codes=tensors[0], scales=tensors[1])
         owner, _, kind = part.name.rpartition(".")
         if kind in ("gate_up_proj", "down_proj"):
             pairs.setdefault(owner, {})[kind] = packed
         else:
-            modules[part.name].hold(packed)  # type: ignore[operator]
+            module = modules[part.name]
+            assert isinstance(module, Linear)
+            module.hold(packed)
     for owner, both in pairs.items():
-        modules[owner].hold(both["gate_up_proj"], both["down_proj"])  # type: ignore[operator]
-    return model.eval()
+        module = modules[owner]
+        assert isinstance(module, Experts | SwiGLU)
+        module.hold(both["gate_up_proj"], both["down_proj"])
 
 
 def _outputs_of(parts: Iterable[Part]) -> list[Layout]:

@@ -1,6 +1,6 @@
 """Packed weights: int8 by row or int4 in groups of 32, and products with them on activations rounded to int8.
 
-Layout, version 1. A weight [O, D] is padded with zeros to panels of 16 rows and groups of 32 columns. A group of a
+Layout, version 2. A weight [O, D] is padded with zeros to panels of 16 rows and groups of 32 columns. A group of a
 panel holds its 16 rows side by side, four columns at a time, so that a lane of a wide register is a row:
 
     int8: codes uint8 [panels, groups, 512]; the byte at 64 j + 4 r + b is row r's column 4 j + b, plus 128;
@@ -16,7 +16,7 @@ a channel that stands out would take the others' bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from leanseek.errors import KernelError
 from leanseek.kernels import native
 from leanseek.kernels.registry import chosen, native_implementation, reference
 
-LAYOUT = 1
+LAYOUT = 2
 PANEL, GROUP = 16, 32
 BITS = (4, 8)
 
@@ -56,6 +56,16 @@ class Packed:
     def nbytes(self) -> int:
         """What it takes in memory."""
         return self.codes.nbytes + self.scales.nbytes
+
+    def of_stack(self, index: int) -> Packed:
+        """Return one weight of a stack."""
+        return replace(self, codes=self.codes[index], scales=self.scales[index])
+
+    def rows(self, first: int, count: int) -> Packed:
+        """Return some of a weight's outputs; they begin with a panel."""
+        assert first % PANEL == 0, "a panel is not cut"
+        panels = slice(first // PANEL, -(-(first + count) // PANEL))
+        return replace(self, codes=self.codes[panels], scales=self.scales[panels], outputs=count)
 
 
 def empty_packed(bits: int, outputs: int, inputs: int, *stack: int, halves: int = 1, device: str = "cpu") -> Packed:
@@ -150,6 +160,30 @@ def unpack(weight: Packed) -> Tensor:
         return whole[..., : weight.outputs, :]
     gate, up = whole[..., : rows // 2, :], whole[..., rows // 2 :, :]
     return torch.cat((gate[..., : weight.outputs, :], up[..., : weight.outputs, :]), dim=-2)
+
+
+def transposed(weight: Packed, heads: int, outputs: int) -> tuple[Packed, Tensor]:
+    """Return the first outputs of each head, transposed: what is multiplied with a head's own, and not with all.
+
+    Nothing is rounded again: the codes are the same, and the scales, which were the rows', are the caller's to apply
+    to what is multiplied.
+
+    Args:
+        weight: of 8 bits, [heads * (outputs + others), D].
+        heads: H.
+        outputs: O, of each head.
+    Returns:
+        A stack of H weights [D, O] with scales of 1, and the scales, [H, O].
+    """
+    assert weight.bits == 8 and weight.outputs % (heads * PANEL) == 0 and outputs % PANEL == 0
+    dim, used = weight.inputs, outputs // PANEL
+    codes = weight.codes.unflatten(0, (heads, -1))[:, :used].unflatten(-1, (GROUP // 4, PANEL, 4))
+    codes_HOD = codes.permute(0, 1, 4, 2, 3, 5).reshape(heads, outputs, -1)[:, :, :dim]  # [H, panel, r, group, j, b]
+    codes_HDO = F.pad(codes_HOD.mT, (0, -outputs % GROUP, 0, -dim % PANEL), value=128)
+    split = codes_HDO.reshape(heads, -(-dim // PANEL), PANEL, -(-outputs // GROUP), GROUP // 4, 4)
+    stack = split.permute(0, 1, 3, 4, 2, 5).flatten(3).contiguous()
+    scales = weight.scales.unflatten(0, (heads, -1))[:, :used].flatten(1).contiguous()
+    return Packed(stack, torch.ones(*stack.shape[:2], PANEL), dim, outputs), scales
 
 
 def unpack_codes(weight: Packed) -> Tensor:

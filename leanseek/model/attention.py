@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanseek.kernels.attention import absorbed_attention
+from leanseek.kernels.flash import flash_attention
 from leanseek.kernels.invariance import batched_product, is_invariant
+from leanseek.kernels.packed import Packed, packed_linear, transposed
 from leanseek.kernels.rope import rotate, yarn_mscale
 from leanseek.model.cache import CacheView
 from leanseek.model.config import ModelConfig
@@ -19,6 +23,8 @@ from leanseek.model.segments import Segments
 # Where absorbed and expanded attention over a cache cross, over where their multiplications do (bench/absorbed.py, two
 # Zen 5 cores): torch fuses attention on a CPU only where keys and values are equally wide, as in the laptop model.
 MEASURED_FUSED, MEASURED_UNFUSED = 2 / 3, 3.0
+# The same with packed weights, whose rebuilding is an int8 product and whose expanded attention is native.
+PACKED_ABSORB_UP_TO = 16
 
 
 class LatentAttention(nn.Module):
@@ -49,6 +55,19 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (self.nope + self.value))
         self.o_proj = Linear(heads * self.value, config.hidden_size)
         self.indexer = Indexer(config) if config.index_topk else None
+        self._absorbed_keys: tuple[Packed, Tensor] | None = None
+
+    def absorbed_keys(self) -> tuple[Packed, Tensor]:
+        """Return a packed `kv_b_proj`'s keys as absorbed attention needs them, made when first asked for.
+
+        Returns:
+            A stack of H weights [L, N], the same codes with scales of 1, and these rows' scales, [H, N].
+        """
+        if self._absorbed_keys is None:
+            packed = self.kv_b_proj.packed
+            assert packed is not None, "callers look"
+            self._absorbed_keys = transposed(packed, self.heads, self.nope)
+        return self._absorbed_keys
 
     def forward(
         self,
@@ -78,6 +97,8 @@ class LatentAttention(nn.Module):
         compressed = self.kv_a_proj_with_mqa(x_TD)
         latent_TL = self.kv_a_layernorm(compressed[:, : self.latent])
         k_rope_TR = rotate(compressed[:, self.latent :].unsqueeze(1), rotations_TR)
+        if self.kv_b_proj.packed is not None:  # as the cache keeps them, whether they come from there or not
+            latent_TL, k_rope_TR = latent_TL.bfloat16().float(), k_rope_TR.bfloat16().float()
         indexed = None
         if self.indexer is not None and (cache is not None or segments.longest > self.indexer.topk):
             assert q_latent_TQ is not None, "a config with an indexer has a q_lora_rank"
@@ -89,7 +110,7 @@ class LatentAttention(nn.Module):
             out_THV = self._invariant(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
         elif cache is None or segments.cached_lengths is None:
             out_THV = self._expanded(q_nope_THN, q_rope_THR, latent_TL, k_rope_TR, segments, indexed)
-        elif max(segments.lengths) <= self.absorb_up_to:
+        elif max(segments.lengths) <= (self.absorb_up_to if self.kv_b_proj.packed is None else PACKED_ABSORB_UP_TO):
             out_THV = self._absorbed(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
         else:
             out_THV = self._expanded_cache(q_nope_THN, q_rope_THR, segments, cache, layer, indexed)
@@ -105,10 +126,12 @@ class LatentAttention(nn.Module):
         indexed: Indexed | None,
     ) -> Tensor:
         """Rebuild every head's keys and values, then attend as plain multi-head attention."""
-        k_nope_THN, v_THV = self._rebuilt(latent_TL)
-        q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
-        k_THD = torch.cat((k_nope_THN, k_rope_TR.expand(-1, self.heads, -1)), dim=-1)
         narrows = indexed is not None and segments.longest > indexed.topk
+        q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
+        if self.kv_b_proj.packed is not None and segments.prefixes is None and not narrows:
+            return self._flash(q_THD, latent_TL, k_rope_TR.squeeze(1), segments, segments.starts)
+        k_nope_THN, v_THV = self._rebuilt(latent_TL)
+        k_THD = torch.cat((k_nope_THN, k_rope_TR.expand(-1, self.heads, -1)), dim=-1)
         choose = indexed.choose_packed if indexed is not None and narrows else None
         return attend_packed(q_THD, k_THD, v_THV, segments, self.scale, choose)
 
@@ -123,10 +146,9 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Move the key up-projection to the query and the value's to the output; the cache stays compressed."""
         sequences, queries = len(segments.lengths), max(segments.lengths)
-        up_HXL = self.kv_b_proj.weight.view(self.heads, self.nope + self.value, self.latent)
-        q_HTL = torch.bmm(q_nope_THN.transpose(0, 1), up_HXL[:, : self.nope])
+        q_HTL = self._through_keys(q_nope_THN.transpose(0, 1))
         q_SQHC = in_rows(torch.cat((q_HTL.transpose(0, 1), q_rope_THR), dim=-1), segments)
-        entries_SKC = cache.read(layer, segments.longest, segments)
+        entries_SKC = cache.read(layer, segments.longest, segments).to(q_SQHC.dtype)
         latents_SKC = entries_SKC[..., : self.latent + self.rope]
         if indexed is not None and segments.longest > indexed.topk:
             keys_SKI = entries_SKC[..., self.latent + self.rope :]
@@ -140,7 +162,7 @@ class LatentAttention(nn.Module):
             q_SQHC.reshape(sequences, queries * self.heads, -1), latents_SKC, hidden_SMK, self.scale, self.latent
         )
         latent_THL = out_of_rows(latent_SML.view(sequences, queries, self.heads, self.latent), segments)
-        return torch.bmm(latent_THL.transpose(0, 1), up_HXL[:, self.nope :].transpose(1, 2)).transpose(0, 1)
+        return self._through_values(latent_THL.transpose(0, 1)).transpose(0, 1)
 
     def _invariant(
         self,
@@ -152,9 +174,8 @@ class LatentAttention(nn.Module):
         indexed: Indexed | None,
     ) -> Tensor:
         """Absorbed attention for any number of new tokens, whose bits depend on nothing but their own text."""
-        up_HXL = self.kv_b_proj.weight.view(self.heads, self.nope + self.value, self.latent)
-        q_HTL = batched_product(q_nope_THN.transpose(0, 1), up_HXL[:, : self.nope])
-        entries_SKC = read_invariant(cache, layer, segments)
+        q_HTL = self._through_keys(q_nope_THN.transpose(0, 1))
+        entries_SKC = read_invariant(cache, layer, segments).to(q_HTL.dtype)
         keys_SKC = entries_SKC[..., : self.latent + self.rope]
         hidden_SQK = None
         if indexed is not None and segments.longest > indexed.topk:
@@ -170,7 +191,7 @@ class LatentAttention(nn.Module):
             hidden_SQK,
             self.scale,
         )
-        return batched_product(latent_THL.transpose(0, 1), up_HXL[:, self.nope :].transpose(1, 2)).transpose(0, 1)
+        return self._through_values(latent_THL.transpose(0, 1)).transpose(0, 1)
 
     def _expanded_cache(
         self,
@@ -184,15 +205,48 @@ class LatentAttention(nn.Module):
         """Rebuild the cached tokens' keys and values: pays where many new tokens share them."""
         entries_SKC = cache.read(layer, segments.longest, segments)
         latents_SKL, k_rope_SKR = entries_SKC[..., : self.latent + self.rope].split((self.latent, self.rope), dim=-1)
+        narrows = indexed is not None and segments.longest > indexed.topk
+        q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
+        if self.kv_b_proj.packed is not None and not narrows:
+            latent_KL, k_rope_KR = latents_SKL.flatten(0, 1).float(), k_rope_SKR.flatten(0, 1).float()
+            starts = range(0, latent_KL.shape[0], entries_SKC.shape[1])
+            return self._flash(q_THD, latent_KL, k_rope_KR, segments, starts)
         k_nope, v = self._rebuilt(latents_SKL.reshape(-1, self.latent))
         rows = (*entries_SKC.shape[:2], self.heads)
         k_SKHD = torch.cat((k_nope.view(*rows, -1), k_rope_SKR.unsqueeze(2).expand(*rows, -1)), dim=-1)
-        if indexed is not None and segments.longest > indexed.topk:
+        if indexed is not None and narrows:
             visible_SQK = ~indexed.hidden_rows(entries_SKC[..., self.latent + self.rope :], segments)
         else:
             visible_SQK = segments.visible_SQK()
-        q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
         return attend_rows(q_THD, k_SKHD, v.reshape(*rows, -1), visible_SQK, segments, self.scale)
+
+    def _flash(
+        self, q_THD: Tensor, latent_KL: Tensor, k_rope_KR: Tensor, segments: Segments, key_starts: Sequence[int]
+    ) -> Tensor:
+        """Attend over rebuilt keys and values by bf16 kernels; `key_starts`: where each text's keys begin."""
+        kv_KHX = self.kv_b_proj(latent_KL).view(-1, self.heads, self.nope + self.value)
+        spans = zip(segments.starts, segments.lengths, key_starts, segments.first_positions, strict=True)
+        return flash_attention(q_THD, kv_KHX, k_rope_KR, torch.tensor(list(spans)), self.scale)
+
+    def _through_keys(self, q_HTN: Tensor) -> Tensor:
+        """Apply the keys' up-projection to queries instead: [H, T, L]."""
+        if self.kv_b_proj.packed is None:
+            up_HNL = self.kv_b_proj.weight.view(self.heads, -1, self.latent)[:, : self.nope]
+            return batched_product(q_HTN, up_HNL) if is_invariant() else torch.bmm(q_HTN, up_HNL)
+        keys, scales_HN = self.absorbed_keys()
+        scaled_HTN = q_HTN * scales_HN.unsqueeze(1)
+        return torch.stack([packed_linear(scaled_HTN[h], keys.of_stack(h)) for h in range(self.heads)])
+
+    def _through_values(self, latent_HTL: Tensor) -> Tensor:
+        """Apply the values' up-projection to mixed latents: [H, T, V]."""
+        packed = self.kv_b_proj.packed
+        if packed is None:
+            up_HLV = self.kv_b_proj.weight.view(self.heads, -1, self.latent)[:, self.nope :].transpose(1, 2)
+            return batched_product(latent_HTL, up_HLV) if is_invariant() else torch.bmm(latent_HTL, up_HLV)
+        firsts = range(self.nope, packed.outputs, self.nope + self.value)
+        return torch.stack(
+            [packed_linear(latent_HTL[h], packed.rows(first, self.value)) for h, first in enumerate(firsts)]
+        )
 
     def _rebuilt(self, latent_TL: Tensor) -> tuple[Tensor, Tensor]:
         """Return every head's keys without position and values, [T, H, N] and [T, H, V]."""

@@ -127,7 +127,8 @@ class Transformer(nn.Module):
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """Return what each layer (the MTP layer last) stores per token."""
-        dtype = "bfloat16" if self.model.norm.weight.dtype == torch.bfloat16 else "float32"
+        short = self.model.norm.weight.dtype == torch.bfloat16 or self.lm_head.packed is not None
+        dtype = "bfloat16" if short else "float32"
         config = self.config
         name = {"latent": "latent", "sparse": "latent and index key", "grouped": "keys and values"}
         width = config.cache_width + config.index_head_dim

@@ -132,6 +132,21 @@ LEANSEEK_API int32_t leanseek_panels_product(int32_t variant, int32_t threads, c
                                           static_cast<const float *>(x), rows, static_cast<float *>(out));
 }
 
+LEANSEEK_API int32_t leanseek_expanded_attention(int32_t variant, int32_t threads, const void *queries,
+                                                 const void *keys_values, const void *rope, const void *spans,
+                                                 int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
+                                                 int64_t nope, int64_t turned, int64_t value, float scale, void *out) {
+    return table(variant)->expanded_attention(
+        threads, static_cast<const float *>(queries), static_cast<const float *>(keys_values),
+        static_cast<const float *>(rope), static_cast<const int64_t *>(spans), texts, tokens, keys, heads, nope, turned,
+        value, scale, static_cast<float *>(out));
+}
+
+LEANSEEK_API int32_t leanseek_packed_decode(int32_t variant, int32_t threads, const leanseek_packed_model *model,
+                                     const leanseek_packed_step *step) {
+    return table(variant)->packed_decode(threads, model, step);
+}
+
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "packed_stack.h"
 #include "stack.h"
 
 // Does the pieces [begin, end) of some work.
@@ -23,6 +24,10 @@ struct leanseek_table {
     int (*decode)(int threads, const leanseek_stack *stack, const leanseek_batch *batch);
     int (*panels_product)(int threads, const float *panels, int64_t outputs, int64_t inputs, const float *x, int64_t rows,
                           float *out);
+    int (*expanded_attention)(int threads, const float *queries, const float *keys_values, const float *rope,
+                              const int64_t *spans, int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
+                              int64_t nope, int64_t turned, int64_t value, float scale, float *out);
+    int (*packed_decode)(int threads, const leanseek_packed_model *model, const leanseek_packed_step *step);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

@@ -4,8 +4,13 @@
 
 namespace {
 
-template <int BITS, int M>
-void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int64_t *rows, float (*out)[PANEL]) {
+const int TILE = 8, ABREAST = 1;
+
+template <int BITS, int M, int P>
+void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
+    static_assert(P == 1, "one panel at a time");
+    const uint8_t *codes = weight.panel(p);
+    const void *scales = weight.panel_scales(p);
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), high = _mm256_set1_epi8(char(0x80));
     for (int h = 0; h < 2; h++) {
         __m256 total[M];
@@ -44,7 +49,7 @@ void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int6
                     }
                 }
                 if (BITS == 4)
-                    sum = _mm256_sub_epi32(_mm256_madd_epi16(sum, ones), _mm256_set1_epi32(8 * x.sums[at]));
+                    sum = _mm256_add_epi32(_mm256_madd_epi16(sum, ones), _mm256_set1_epi32(x.offsets[at]));
                 const __m256 scale =
                     BITS == 4 ? _mm256_mul_ps(s, _mm256_set1_ps(x.scales[at])) : _mm256_set1_ps(x.scales[at]);
                 total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, total[m]);
@@ -53,7 +58,7 @@ void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int6
         for (int m = 0; m < M; m++) {
             if (BITS == 8)
                 total[m] = _mm256_mul_ps(total[m], _mm256_loadu_ps(static_cast<const float *>(scales) + h * 8));
-            _mm256_storeu_ps(out[m] + h * 8, total[m]);
+            _mm256_storeu_ps(out + m * stride + h * 8, total[m]);
         }
     }
 }

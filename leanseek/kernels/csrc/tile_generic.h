@@ -3,8 +3,13 @@
 
 namespace {
 
-template <int BITS, int M>
-void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int64_t *rows, float (*out)[PANEL]) {
+const int TILE = 8, ABREAST = 1;
+
+template <int BITS, int M, int P>
+void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
+    static_assert(P == 1, "one panel at a time");
+    const uint8_t *codes = weight.panel(p);
+    const void *scales = weight.panel_scales(p);
     float total[M][PANEL] = {{0}};
     for (int64_t g = 0; g < x.groups; g++) {
         const uint8_t *c = codes + g * GROUP * PANEL * BITS / 8;
@@ -31,7 +36,7 @@ void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int6
     }
     for (int m = 0; m < M; m++)
         for (int r = 0; r < PANEL; r++)
-            out[m][r] = BITS == 4 ? total[m][r] : total[m][r] * static_cast<const float *>(scales)[r];
+            out[m * stride + r] = BITS == 4 ? total[m][r] : total[m][r] * static_cast<const float *>(scales)[r];
 }
 
 }  // namespace

@@ -8,8 +8,13 @@ template <int LANE> inline int32x4_t dot(int32x4_t sum, int8x16_t w, int8x16_t a
     return vdotq_laneq_s32(sum, w, a, LANE);
 }
 
-template <int BITS, int M>
-void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int64_t *rows, float (*out)[PANEL]) {
+const int TILE = 8, ABREAST = 1;
+
+template <int BITS, int M, int P>
+void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
+    static_assert(P == 1, "one panel at a time");
+    const uint8_t *codes = weight.panel(p);
+    const void *scales = weight.panel_scales(p);
     for (int v = 0; v < 4; v++) {
         float32x4_t total[M];
         for (int m = 0; m < M; m++) total[m] = vdupq_n_f32(0);
@@ -32,7 +37,7 @@ void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int6
             for (int m = 0; m < M; m++) {
                 const int64_t at = rows[m] * x.groups + g;
                 const int8x16_t a = vld1q_s8(x.numbers + at * GROUP), b = vld1q_s8(x.numbers + at * GROUP + 16);
-                int32x4_t sum = vdupq_n_s32(BITS == 4 ? -8 * x.sums[at] : 0);
+                int32x4_t sum = vdupq_n_s32(BITS == 4 ? x.offsets[at] : 0);
                 sum = dot<0>(sum, w[0], a);
                 sum = dot<1>(sum, w[1], a);
                 sum = dot<2>(sum, w[2], a);
@@ -46,7 +51,7 @@ void tile(const uint8_t *codes, const void *scales, const Rounded &x, const int6
         }
         for (int m = 0; m < M; m++) {
             if (BITS == 8) total[m] = vmulq_f32(total[m], vld1q_f32(static_cast<const float *>(scales) + v * 4));
-            vst1q_f32(out[m] + v * 4, total[m]);
+            vst1q_f32(out + m * stride + v * 4, total[m]);
         }
     }
 }

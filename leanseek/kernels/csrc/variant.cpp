@@ -4,9 +4,11 @@
 // template of the library that two units hold is merged into one of them by the linker, and if that is the one with
 // AVX-512, an older processor stumbles over it.
 #include "decoder.h"
+#include "flash.h"
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
+#include "packed_decode.h"
 #include "quantised.h"
 #include "table.h"
 
@@ -17,6 +19,6 @@ const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
     static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
-                                         stream,   peak};
+                                         expanded_attention, packed_decode, stream, peak};
     return &table;
 }

@@ -2,16 +2,15 @@
 
 Random layers of DeepSeek-V2-Lite's widths (embedding and head cut to 8,192 tokens, so that it fits), and a trained
 model if one is given: relative error of the logits, KL divergence of the next token's distribution, and on the trained
-one bits per byte of its own validation text if its run has any.
+one the change of perplexity on texts like those it was pretrained on.
 
-    python bench/quantised.py --model runs/laptop
+    python bench/quantised.py --model runs/laptop/checkpoints/pretrain-1000
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from rows import arguments, publish, row
 
 TOKENS = 512
+TEXT, TEXTS, UNSEEN = 128, 400, 1_000_003  # tokens of a text, how many, and a seed that no recipe has
 
 
 def compare(wanted_TW: Any, found_TW: Any) -> dict[str, float]:
@@ -34,14 +34,17 @@ def compare(wanted_TW: Any, found_TW: Any) -> dict[str, float]:
     }
 
 
-def loss(logits_TW: Any, tokens_T: Any) -> float:
-    """Return the mean negative log-likelihood of each next token."""
+def loss(logits_TW: Any, tokens_T: Any, lengths: tuple[int, ...]) -> float:
+    """Return the mean negative log-likelihood of each next token of its text."""
+    import torch
     import torch.nn.functional as F
 
-    return float(F.cross_entropy(logits_TW[:-1].float(), tokens_T[1:]))
+    last_S = torch.tensor(lengths).cumsum(0) - 1
+    known_T = torch.ones(len(tokens_T), dtype=torch.bool).index_fill_(0, last_S, False)
+    return float(F.cross_entropy(logits_TW[known_T].float(), tokens_T.roll(-1)[known_T]))
 
 
-def measure(name: str, folder: Path, tokens_T: Any, options: Any, trained: bool) -> None:
+def measure(name: str, folder: Path, tokens_T: Any, lengths: tuple[int, ...], options: Any, trained: bool) -> None:
     import torch
 
     from leanseek.checkpoint.packed import open_model
@@ -52,7 +55,7 @@ def measure(name: str, folder: Path, tokens_T: Any, options: Any, trained: bool)
         os.environ["XDG_CACHE_HOME"] = cache
         for form in ("fp32", "bf16", "int8", "int4"):
             model = open_model(folder, form)
-            logits[form] = model.logits(model(tokens_T, Segments.single(len(tokens_T)))).float()
+            logits[form] = model.logits(model(tokens_T, Segments.packed(lengths))).float()
             del model
     for form in ("bf16", "int8", "int4"):
         against = "fp32"
@@ -61,7 +64,7 @@ def measure(name: str, folder: Path, tokens_T: Any, options: Any, trained: bool)
         more: dict[str, Any] = {f"{key}_to_bf16": value for key, value in to_bf16.items() if form != "bf16"}
         more |= {key: value for key, value in found.items() if key != "logit_error"}
         if trained:
-            before, after = loss(logits["fp32"], tokens_T), loss(logits[form], tokens_T)
+            before, after = (loss(logits[one], tokens_T, lengths) for one in ("fp32", form))
             more["perplexity_change"] = float(torch.tensor(after - before).exp() - 1)
         work = f"{name}: logits in {form} against {against}"
         publish("quantised", row(work, "relative error", [found["logit_error"]], less_is_better=True, **more), options)
@@ -87,18 +90,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(initialise(Transformer(config), 0), Path(folder) / "model")
         tokens_T = torch.randint(2, 8192, (64 if options.quick else TOKENS,), generator=generator)
-        measure(f"random, V2-Lite's widths, {layers} layers", Path(folder) / "model", tokens_T, options, False)
+        measure(
+            f"random, V2-Lite's widths, {layers} layers",
+            Path(folder) / "model",
+            tokens_T,
+            (len(tokens_T),),
+            options,
+            False,
+        )
     if options.model is not None:
+        from leanseek.data.corpus import documents
         from leanseek.envs.environment import load_environment
         from leanseek.tokens.tokenizer import Tokenizer
 
         source = model_folder(options.model)
         tokenizer = Tokenizer.load(source)
-        environment, rng = load_environment("running_total"), random.Random(0)
-        problems = itertools.islice(environment.problems("test", 0), 40)
-        texts = [environment.worked(problem, rng) + "\n" for problem in problems]
-        ids = [i for text in texts for i in tokenizer.encode(text)]
-        measure(f"{options.model.name}, trained", source, torch.tensor(ids[: TOKENS * 2]), options, True)
+        environments = [load_environment(name) for name in ("running_total", "grid_walk", "largest")]
+        count = 20 if options.quick else TEXTS
+        found = itertools.islice(documents(UNSEEN, count, environments), count)
+        texts = [ids for text in found if len(ids := tokenizer.encode(text)[:TEXT]) > 1]
+        tokens_T, lengths = torch.tensor([i for text in texts for i in text]), tuple(map(len, texts))
+        measure(f"{options.model.name}, trained", source, tokens_T, lengths, options, True)
 
 
 if __name__ == "__main__":

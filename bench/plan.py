@@ -32,7 +32,7 @@ def main() -> None:
         from leanseek.cost.rates import save_rates
         from leanseek.speed import measure_rates
 
-        rates = measure_rates(repeats=1 if options.quick else 4)
+        rates = measure_rates(repeats=1 if options.quick else 3)
         save_rates(rates)
         print(rates, flush=True)
         if options.only in ("", "bench"):

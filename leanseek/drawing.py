@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from leanseek.cost.rates import EngineRates, Rates
 from leanseek.engine.shares import engines_for, rows_of
 from leanseek.model.config import ModelConfig
-from leanseek.model.count import causal_pairs, decode_flops_per_token, experts_chosen, forward_flops
+from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def read_seconds(config: ModelConfig, rates: EngineRates, texts: float, tokens: 
 
 def step_seconds(config: ModelConfig, rates: EngineRates, rows: float, context: float) -> float:
     """Return the seconds of one decoding step for so many texts, each with so many tokens in the cache."""
-    fixed_s = config.num_hidden_layers * rates.layer_decode_s + experts_chosen(config, rows) * rates.expert_decode_s
-    return fixed_s + rows * _token_seconds(config, rates, context)
+    return config.num_hidden_layers * rates.layer_decode_s + rows * _token_seconds(config, rates, rows, context)
 
 
 def decode_speed(config: ModelConfig, rates: EngineRates, batch: int, context: int, tokens: int) -> float:
@@ -91,14 +91,14 @@ def engine_seconds(config: ModelConfig, rates: EngineRates, work: Drawing) -> fl
 def _parts(config: ModelConfig, own: EngineRates, work: Drawing, engines: int, rows: int) -> tuple[float, float]:
     """Return the seconds of reading and of decoding of one of some engines that share the work."""
     lengths = list(itertools.islice(itertools.cycle([max(round(n), 1) for n in work.replies]), work.samples))[::engines]
-    turns = _turns(config, lengths, rows, work.each)
+    turns = _turns(lengths, rows, work.each)
     layers = config.num_hidden_layers
     # The first call's fixed part is in `read_seconds`.
     read_s = read_seconds(config, own, turns.texts, work.prompt) + (turns.reads - 1) * layers * own.layer_read_s
     read_s += len(lengths) * own.sample_s
     context = work.prompt + sum((n - 1) * n / 2 for n in lengths) / max(turns.row_steps, 1)
-    decode_s = turns.steps * layers * own.layer_decode_s + turns.expert_steps * own.expert_decode_s
-    decode_s += turns.row_steps * _token_seconds(config, own, context) + turns.endings * own.leave_s
+    decode_s = sum(steps * step_seconds(config, own, count, context) for count, steps in turns.steps.items())
+    decode_s += turns.changes * own.leave_s
     decode_s += (turns.row_steps + len(lengths)) * own.keep_s if work.kept else 0.0
     return read_s, decode_s
 
@@ -107,30 +107,44 @@ def _gain(engines: int, rates: Rates, all_together: float) -> float:
     return 1.0 if engines == 1 else 1 + (all_together - 1) * (engines - 1) / (rates.workers - 1)
 
 
-def _token_seconds(config: ModelConfig, rates: EngineRates, context: float) -> float:
+def _token_seconds(config: ModelConfig, rates: EngineRates, rows: float, context: float) -> float:
     at_none = decode_flops_per_token(config, 0)
     per_key = decode_flops_per_token(config, 1) - at_none
-    return at_none / rates.decode_flops_per_s + context * per_key / rates.attend_flops_per_s
+    return at_none * _between(rates.decode_flops_per_s, rows) + context * per_key / rates.attend_flops_per_s
+
+
+def _between(rates: Sequence[tuple[int, float]], rows: float) -> float:
+    """Return the seconds of a FLOP for so many rows: between two measured numbers of them, on a line."""
+    if rows <= rates[0][0]:
+        return 1 / rates[0][1]
+    for (fewer, slow), (more, fast) in itertools.pairwise(rates):
+        if rows <= more:
+            share = (rows - fewer) / (more - fewer)
+            return (1 - share) / slow + share / fast
+    return 1 / rates[-1][1]
 
 
 @dataclass
 class _Turns:
-    """Calls of one engine: those that read, and what; those that decode, and their rows and experts, summed.
+    """What an engine does: calls that read, the prompts that they read, and decoding steps by their rows.
 
-    Endings are steps in which some replies end while others go on.
+    Changes are steps for another number of rows than the step before.
     """
 
     reads: int = 0
     texts: int = 0
-    steps: int = 0
-    row_steps: int = 0
-    expert_steps: float = 0.0
-    endings: int = 0
+    changes: int = 0
+    steps: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def row_steps(self) -> int:
+        """Tokens that are decoded."""
+        return sum(rows * steps for rows, steps in self.steps.items())
 
 
-def _turns(config: ModelConfig, lengths: Sequence[int], rows: int, each: int) -> _Turns:
+def _turns(lengths: Sequence[int], rows: int, each: int) -> _Turns:
     """Follow an engine: whenever rows are free, waiting replies are read for; a reply's first token comes with that."""
-    turns, ends, now, begun = _Turns(), list[int](), 0, 0
+    turns, ends, now, begun, before = _Turns(), list[int](), 0, 0, 0
     while begun < len(lengths) or ends:
         let_in = lengths[begun : begun + rows - len(ends)]
         if let_in:
@@ -141,12 +155,10 @@ def _turns(config: ModelConfig, lengths: Sequence[int], rows: int, each: int) ->
                 if length > 1:
                     heapq.heappush(ends, now + length - 1)
             continue
-        steps = ends[0] - now
-        turns.steps += steps
-        turns.row_steps += steps * len(ends)
-        turns.expert_steps += steps * experts_chosen(config, len(ends))
+        turns.changes += len(ends) != before
+        before = len(ends)
+        turns.steps[before] += ends[0] - now
         now = ends[0]
         while ends and ends[0] == now:
             heapq.heappop(ends)
-        turns.endings += bool(ends)
     return turns

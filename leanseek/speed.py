@@ -30,7 +30,7 @@ from leanseek.evals.attempts import attempt
 from leanseek.kernels.threads import available_threads, share_out
 from leanseek.messages import Message
 from leanseek.model.config import ModelConfig, load_preset
-from leanseek.model.count import causal_pairs, decode_flops_per_token, experts_chosen, forward_flops, parameters
+from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops, parameters
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.settings import Recipe, TrainSettings, load_recipe
@@ -46,28 +46,34 @@ TEXT, FEW_TEXTS, MANY_TEXTS = 128, 8, 32
 ROWS, GROUP, PROMPT, REPLY = 256, 8, 16, 16
 # A prompt whose attention is felt, and one whose cache is.
 LONG, BEHIND = 512, 96
-SOME = 16
+SOME, MORE = 16, 64
 # Seconds after which no kind of work is timed once more.
 PATIENCE_S = 10.0
 
 # prompts, replies to each, tokens of a prompt, tokens of a reply (-n: all lengths up to n), whether experts are kept
 Kind = tuple[int, int, int, int, bool]
 READ_ONE, READ_MANY, READ_LONG = (1, 1, PROMPT, 1, False), (ROWS, 1, PROMPT, 1, False), (1, 1, LONG, 1, False)
-BEGIN, BEGIN_BEHIND = (ROWS // GROUP, GROUP, PROMPT, 1, False), (ROWS // GROUP, GROUP, BEHIND, 1, False)
-DECODE_ONE, DECODE_SOME = (1, 1, PROMPT, 1 + REPLY, False), (SOME, 1, PROMPT, 1 + REPLY, False)
-READ_SOME = (SOME, 1, PROMPT, 1, False)
-DECODE_MANY, DECODE_BEHIND = ((ROWS // GROUP, GROUP, size, 1 + REPLY, False) for size in (PROMPT, BEHIND))
-KEEP = (ROWS // GROUP, GROUP, PROMPT, 1 + REPLY, True)
+BEGIN = (ROWS // GROUP, GROUP, PROMPT, 1, False)
+
+
+def _decoding(rows: int, each: int, prompt: int, kept: bool = False) -> tuple[Kind, Kind]:
+    """Return replies of one decoding step, which makes what the others reuse, and of more."""
+    return (rows // each, each, prompt, 2, kept), (rows // each, each, prompt, 1 + REPLY, kept)
+
+
+DECODE_ONE, DECODE_SOME = _decoding(1, 1, PROMPT), _decoding(SOME, 1, PROMPT)
+DECODE_MORE, DECODE_MANY = _decoding(MORE, GROUP, PROMPT), _decoding(ROWS, GROUP, PROMPT)
+DECODE_BEHIND, KEEP = _decoding(ROWS, GROUP, BEHIND), _decoding(ROWS, GROUP, PROMPT, True)
 # Replies of all lengths up to twice as long: some end with every step.
 UNEVEN = (ROWS, 1, PROMPT, -2 * REPLY, False)
 KINDS: tuple[Kind, ...] = (
-    *(READ_ONE, READ_SOME, READ_MANY, READ_LONG, BEGIN, BEGIN_BEHIND),
-    *(DECODE_ONE, DECODE_SOME, DECODE_MANY, DECODE_BEHIND, KEEP, UNEVEN),
+    *(READ_ONE, READ_MANY, READ_LONG, BEGIN, UNEVEN),
+    *(*DECODE_ONE, *DECODE_SOME, *DECODE_MORE, *DECODE_MANY, *DECODE_BEHIND, *KEEP),
 )
 
 
-def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_counter) -> Rates:
-    """Train and sample a small model with made-up weights and time it; a few seconds.
+def measure_rates(repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> Rates:
+    """Train and sample a small model with made-up weights and time it; about ten seconds.
 
     Args:
         repeats: timings of each kind, of which the second shortest counts.
@@ -77,14 +83,16 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
     recipe = load_recipe(RECIPE, {"data.documents": DOCUMENTS})
     config = load_preset(recipe.model)
     environments = [load_environment(name) for name in recipe.environments]
-    tokenizer, tokens, corpus = _corpus(recipe, config, environments, clock)
+    tokenizer, tokens, corpus = _corpus(recipe, config, environments, repeats, clock)
     model = initialise(empty_model(config, dtype="float32"), 0)
     training = _training(model, tokens, workers, repeats, clock)
     model.eval()
     problem_s, reply_s = _checking(ChatFormat(tokenizer), environments, repeats, clock)
     took = _sampling(model, tokenizer, 1, KINDS, repeats, clock)
     renewed_s = _renewing(model, tokenizer, tokens, workers, repeats, clock)
-    together = _sampling(model, tokenizer, workers, (READ_MANY, DECODE_MANY), repeats, clock) if workers > 1 else took
+    together = (
+        _sampling(model, tokenizer, workers, (READ_MANY, DECODE_MANY[1]), repeats, clock) if workers > 1 else took
+    )
     torch.set_num_threads(available_threads())
     alone = _sampling(model, tokenizer, 1, KINDS, repeats, clock) if workers > 1 else took
     share_out(None, "cpu")
@@ -96,7 +104,7 @@ def measure_rates(repeats: int = 4, clock: Callable[[], float] = time.perf_count
         alone=engine_rates(config, alone),
         workers=workers,
         read_gain=max(workers * took[READ_MANY] / together[READ_MANY], 1.0),
-        decode_gain=max(workers * took[DECODE_MANY] / together[DECODE_MANY], 1.0),
+        decode_gain=max(workers * took[DECODE_MANY[1]] / together[DECODE_MANY[1]], 1.0),
         renew_parameters_per_s=parameters(config).total / renewed_s,
         problem_s=problem_s,
         reply_s=reply_s,
@@ -121,42 +129,37 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, float]) -> EngineRates
     pairs = forward_flops(config, tokens=0, pairs=causal_pairs([LONG]), head_tokens=0)
     attention_s = max(took[READ_LONG] - call_s - prompt_s * LONG / PROMPT - sample_s, 0.05 * took[READ_LONG])
 
-    one_s, some_s, many_s, behind_s = (
-        max(took[whole] - took[begun], 0.5 * took[whole]) / REPLY
-        for whole, begun in (
-            (DECODE_ONE, READ_ONE),
-            (DECODE_SOME, READ_SOME),
-            (DECODE_MANY, BEGIN),
-            (DECODE_BEHIND, BEGIN_BEHIND),
-        )
-    )
+    def step_s(kinds: tuple[Kind, Kind]) -> float:
+        begun, whole = (took[kind] for kind in kinds)
+        return max(whole - begun, 0.3 * whole) / (REPLY - 1)
+
     at_none = decode_flops_per_token(config, 0)
     per_key = decode_flops_per_token(config, 1) - at_none
-    key_s = max(behind_s - many_s, 0.01 * many_s) / (ROWS * (BEHIND - PROMPT))
-    keys = PROMPT + (REPLY + 1) / 2
-    touched = {rows: experts_chosen(config, rows) for rows in (1, SOME, ROWS)}
-    # Two lines through three points: from some rows to many nearly no expert is added, from one to some nearly all are.
-    row_s = max(many_s - some_s, 0.0) / (ROWS - SOME)
-    row_s = min(max(row_s - key_s * keys, 0.1 * row_s), many_s / ROWS) or many_s / ROWS
-    more = touched[SOME] - touched[1]
-    expert_s = max(some_s - one_s - (SOME - 1) * (row_s + key_s * keys), 0.0) / more if more else 0.0
-    layer_s = max(one_s - touched[1] * expert_s - row_s - key_s * keys, 0.0) / layers
+    many_s = step_s(DECODE_MANY)
+    key_s = max(step_s(DECODE_BEHIND) - many_s, 0.01 * many_s) / (ROWS * (BEHIND - PROMPT))
+    # Without attention; contexts grow while replies do.
+    bare = {
+        rows: max(step_s(kinds) - rows * key_s * (PROMPT + (REPLY + 2) / 2), 0.3 * step_s(kinds))
+        for rows, kinds in {1: DECODE_ONE, SOME: DECODE_SOME, MORE: DECODE_MORE, ROWS: DECODE_MANY}.items()
+    }
+    few_s = max((bare[SOME] - bare[1]) / (SOME - 1), 0.01 * bare[SOME] / SOME)
+    fixed_s = max(bare[1] - few_s, 0.0)
+    each_s = {SOME: few_s} | {n: max(bare[n] - fixed_s, 0.1 * bare[n]) / n for n in (MORE, ROWS)}
     rates = EngineRates(
         layer_read_s=call_s / layers,
         read_flops_per_s=products / prompt_s,
         attend_read_flops_per_s=pairs / attention_s,
-        layer_decode_s=layer_s,
-        expert_decode_s=expert_s,
-        decode_flops_per_s=at_none / row_s,
+        layer_decode_s=fixed_s / layers,
+        decode_flops_per_s=tuple((rows, at_none / seconds) for rows, seconds in each_s.items()),
         attend_flops_per_s=per_key / key_s,
         sample_s=sample_s,
         leave_s=0.0,
-        keep_s=max(took[KEEP] - took[DECODE_MANY], 0.0) / (ROWS * (1 + REPLY)),
+        keep_s=max(took[KEEP[1]] - took[DECODE_MANY[1]], 0.0) / (ROWS * (1 + REPLY)),
     )
     # What is left of replies that end one after another, beyond their reading and decoding.
     lengths = reply_lengths(UNEVEN[3])
     known_s = engine_seconds(config, rates, Drawing(ROWS, 1, PROMPT, list(lengths), ROWS))
-    return replace(rates, leave_s=max(took[UNEVEN] - known_s, 0.0) / (len(lengths) - 2))
+    return replace(rates, leave_s=max(took[UNEVEN] - known_s, 0.0) / (len(lengths) - 1))
 
 
 def reply_lengths(tokens: int) -> range:
@@ -165,22 +168,26 @@ def reply_lengths(tokens: int) -> range:
 
 
 def _corpus(
-    recipe: Recipe, config: ModelConfig, environments: Sequence[Environment], clock: Callable[[], float]
+    recipe: Recipe, config: ModelConfig, environments: Sequence[Environment], repeats: int, clock: Callable[[], float]
 ) -> tuple[Tokenizer, torch.Tensor, dict[str, float]]:
     """Make a small corpus; return its tokenizer, its tokens and how fast it was made."""
-    start = clock()
-    tokenizer = train_tokenizer(recipe, config.vocab_size)
-    learnt = clock()
-    corpus = tokenise(recipe, tokenizer)
-    encoded = clock()
     levels, count = recipe.levels, recipe.eval.problems
     held_out = [one.prompt for e in environments for one in distinct_problems(e, count, 0, levels.get(e.name))]
-    searching = clock()
-    contamination(held_out, documents(recipe.seed, DOCUMENTS, environments, levels))
+    times: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for _ in range(repeats):
+        start = clock()
+        tokenizer = train_tokenizer(recipe, config.vocab_size)
+        learnt = clock()
+        corpus = tokenise(recipe, tokenizer)
+        encoded = clock()
+        contamination(held_out, documents(recipe.seed, DOCUMENTS, environments, levels))
+        for found, seconds in zip(times, (learnt - start, encoded - learnt, clock() - encoded), strict=True):
+            found.append(seconds)
+    learn_s, encode_s, search_s = map(_undisturbed, times)
     rates = {
-        "learn_documents_per_s": DOCUMENTS / (learnt - start),
-        "encode_documents_per_s": DOCUMENTS / (encoded - learnt),
-        "search_documents_per_s": DOCUMENTS / (clock() - searching),
+        "learn_documents_per_s": DOCUMENTS / learn_s,
+        "encode_documents_per_s": DOCUMENTS / encode_s,
+        "search_documents_per_s": DOCUMENTS / search_s,
         "document_tokens": (corpus.facts.train_tokens + corpus.facts.validation_tokens) / DOCUMENTS,
     }
     return tokenizer, corpus.train, rates

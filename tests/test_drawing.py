@@ -46,10 +46,10 @@ def test_an_engine_takes_the_turns_that_are_foretold(tiny_model, lengths, each, 
         engine.add([2 + number, 3, 4], params)
     while engine.has_work:
         engine.advance()
-    foretold = _turns(tiny_model.config, lengths, rows, each)
-    assert foretold.reads == len(calls["texts"]) and foretold.steps == len(calls["rows"])
+    foretold = _turns(lengths, rows, each)
+    assert foretold.reads == len(calls["texts"]) and sum(foretold.steps.values()) == len(calls["rows"])
     assert foretold.row_steps == sum(calls["rows"]) == sum(lengths) - len(lengths)
-    assert foretold.endings == sum(a > b for a, b in itertools.pairwise(calls["rows"]) if b) or len(lengths) > rows
+    assert foretold.changes == sum(a != b for a, b in itertools.pairwise([0, *calls["rows"]]))
     assert foretold.texts == pytest.approx(sum(calls["texts"]), abs=each - 1)
 
 
@@ -57,7 +57,8 @@ def test_seconds_follow_from_the_rates():
     work = Drawing(prompts=100, each=1, prompt=16, replies=[11.0], rows=100)
     found = drawing_seconds(CONFIG, RATES, work)
     steps = sum(step_seconds(CONFIG, ENGINE, 100, 16 + n) for n in range(1, 11))
-    assert found == pytest.approx(read_seconds(CONFIG, ENGINE, 100, 16) + 100 * ENGINE.sample_s + steps)
+    read_s = read_seconds(CONFIG, ENGINE, 100, 16) + 100 * ENGINE.sample_s
+    assert found == pytest.approx(read_s + steps + ENGINE.leave_s)
     kept = drawing_seconds(CONFIG, RATES, replace(work, kept=True))
     assert kept - found == pytest.approx(100 * 11 * ENGINE.keep_s)
 

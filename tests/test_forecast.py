@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from leanseek import forecast as forecast_module
+from leanseek.cost.rates import EngineRates
 from leanseek.errors import UsageError
 from leanseek.forecast import Texts, forecast, lengths
 from leanseek.model.config import load_preset
@@ -53,7 +54,10 @@ def test_a_slower_machine_takes_longer(planned):
 
     def halved(rates):
         own = {k: v for k, v in vars(rates).items() if isinstance(v, float) and k not in kept}
-        return replace(rates, **{k: v / 2 if k.endswith("_per_s") else 2 * v for k, v in own.items()})
+        halves = {k: v / 2 if k.endswith("_per_s") else 2 * v for k, v in own.items()}
+        if isinstance(rates, EngineRates):
+            halves["decode_flops_per_s"] = tuple((n, v / 2) for n, v in rates.decode_flops_per_s)
+        return replace(rates, **halves)
 
     slow = halved(replace(RATES, engine=halved(ENGINE)))
     for one in forecast(load_recipe("laptop"), slow):

@@ -17,7 +17,8 @@ def test_every_rate_is_measured():
     rates = speed.measure_rates(repeats=1)
     assert isinstance(rates, Rates)
     for one in (rates, rates.engine, rates.alone):
-        assert all(getattr(one, field.name) > 0 for field in fields(one) if field.name.endswith("_per_s"))
+        found = [getattr(one, field.name) for field in fields(one) if field.name.endswith("_per_s")]
+        assert all(value > 0 for value in found if not isinstance(value, tuple))
     assert rates.train_flops_per_s > 1e8 and rates.watts > 0 and 1 <= rates.read_gain
     assert rates.reply_s > 0 and rates.document_tokens > 10
 
@@ -40,7 +41,10 @@ def test_the_rates_are_found_that_made_the_times():
         # Attention within 16 tokens is taken to be part of reading them, which makes it 5% too fast over 512.
         # Of endings is left what reading and decoding do not take, a tenth of the sum.
         within = 0.15 if field.name == "leave_s" else 0.06
-        assert getattr(found, field.name) == pytest.approx(getattr(ENGINE, field.name), rel=within), field.name
+        ours, theirs = (getattr(one, field.name) for one in (found, ENGINE))
+        if field.name == "decode_flops_per_s":
+            ours, theirs = dict(ours), dict(theirs)
+        assert ours == pytest.approx(theirs, rel=within), field.name
 
 
 @pytest.mark.parametrize("kind", speed.KINDS)

@@ -309,7 +309,7 @@ def _rates_table(rates: Rates) -> Table:
         [
             ("training, small model", part(rates.layer_step_s, rates.train_flops_per_s)),
             ("prompts", part(one.layer_read_s, one.read_flops_per_s)),
-            ("decoding", part(one.layer_decode_s, one.decode_flops_per_s)),
+            ("decoding", part(one.layer_decode_s, one.decode_flops_per_s[-1][1])),
             (
                 "engines side by side",
                 f"{rates.workers}: {rates.read_gain:.2f} x prompts, {rates.decode_gain:.2f} x replies",

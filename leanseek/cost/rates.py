@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from leanseek.cost.calibration import calibration_file
 from leanseek.errors import ConfigError
@@ -22,11 +24,10 @@ class EngineRates:
         read_flops_per_s: of reading beyond that.
         attend_read_flops_per_s: of attention while reading.
         layer_decode_s: of a decoding step, for each layer, whatever it is for.
-        expert_decode_s: of each expert that the step's tokens choose, beyond that.
-        decode_flops_per_s: of each token beyond that.
+        decode_flops_per_s: of each token beyond that, at several numbers of texts, fewest first: (texts, rate).
         attend_flops_per_s: of attention over the cache while decoding.
         sample_s: of beginning and ending a reply.
-        leave_s: of a step in which replies end while others go on: those move up.
+        leave_s: of a step for another number of texts than the one before: those that are left move up.
         keep_s: of a token, where the experts that it chose are kept.
     """
 
@@ -34,8 +35,7 @@ class EngineRates:
     read_flops_per_s: float
     attend_read_flops_per_s: float
     layer_decode_s: float
-    expert_decode_s: float
-    decode_flops_per_s: float
+    decode_flops_per_s: tuple[tuple[int, float], ...]
     attend_flops_per_s: float
     sample_s: float
     leave_s: float
@@ -97,6 +97,10 @@ def _check_amounts(rates: EngineRates | Rates) -> None:
         value = getattr(rates, field.name)
         if isinstance(value, EngineRates):
             continue
+        if isinstance(value, tuple):
+            if not value or not all(0 < amount < float("inf") for pair in value for amount in pair):
+                raise ValueError(f"{field.name} = {value!r} has no amounts, or some that are none")
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise ValueError(f"{field.name} = {value!r} is not an amount")
         if (not value and not field.name.endswith("_s")) or (not value and field.name.endswith("_per_s")):
@@ -129,12 +133,17 @@ def load_rates(path: Path | None = None) -> Rates | None:
     place = path or rates_file()
     try:
         values = json.loads(place.read_text(encoding="utf-8"))
-        engines = {name: EngineRates(**values[name]) for name in ("engine", "alone")}
+        engines = {name: _engine_rates(values[name]) for name in ("engine", "alone")}
         return Rates(**{**values, **engines})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{place}: not the rates of a machine ({error}); run: leanseek plan --calibrate") from None
+
+
+def _engine_rates(values: Mapping[str, Any]) -> EngineRates:
+    pairs = tuple((int(texts), float(rate)) for texts, rate in values["decode_flops_per_s"])
+    return EngineRates(**{**values, "decode_flops_per_s": pairs})
 
 
 def save_rates(rates: Rates, path: Path | None = None) -> Path:

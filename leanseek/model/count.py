@@ -301,11 +301,6 @@ def chosen_share(config: ModelConfig, tokens: float) -> float:
     return 1 - (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens if config.n_routed_experts else 0.0
 
 
-def experts_chosen(config: ModelConfig, tokens: float) -> float:
-    """Return how many experts of all layers together some tokens choose, if by chance."""
-    return moe_layers(config) * config.n_routed_experts * chosen_share(config, tokens)
-
-
 def cache_bytes_per_token(config: ModelConfig, *, bytes_per_number: int = 2, mtp: bool = False) -> int:
     """Return what the cache holds per token: latents and index keys, or keys and values.
 

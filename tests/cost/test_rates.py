@@ -41,8 +41,10 @@ def test_a_damaged_file_is_told(tmp_path, text):
 def test_a_rate_is_an_amount(value):
     with pytest.raises(ValueError, match="train_flops_per_s"):
         replace(RATES, train_flops_per_s=value)
-    with pytest.raises(ValueError, match="decode_flops_per_s"):
-        replace(ENGINE, decode_flops_per_s=value)
+    with pytest.raises(ValueError, match="attend_flops_per_s"):
+        replace(ENGINE, attend_flops_per_s=value)
+    with pytest.raises((ValueError, TypeError)):
+        replace(ENGINE, decode_flops_per_s=((16, value or 0),) if value is not True else ())
 
 
 @pytest.mark.parametrize("name", ["workers", "read_gain", "watts"])

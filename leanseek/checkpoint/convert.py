@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from leanseek.checkpoint.quantised import (
     scales_of,
 )
 from leanseek.checkpoint.shards import INDEX, Layout, StoredTensor, read_shards, shown, stored_tensors
-from leanseek.checkpoint.work import WorkFolder, free_target
-from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
+from leanseek.checkpoint.work import OnProgress, Piece, WorkFolder, free_target
+from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split
 from leanseek.errors import CheckpointError, UsageError, nearest
 from leanseek.files import write_atomic, write_json
-from leanseek.units import format_bytes
 
 KINDS = ("fp8", "bf16", "fp32")
 SCALE_FORMATS = ("fp32", "ue8m0")
@@ -40,9 +38,6 @@ COPIED, LARGEST_COPY_BYTES = (".json", ".jinja", ".txt", ".model"), 100_000_000
 # Whole numbers, which no type of weight concerns.
 _COUNTS = ("BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
 _PART_BYTES = 1 << 24
-
-# Called with bytes of IN that are done with, and whether an earlier call did that.
-OnProgress = Callable[[int, bool], None]
 
 
 @dataclass(frozen=True)
@@ -128,28 +123,21 @@ class Conversion:
             CheckpointError: a weight or a scale is not finite, `source` changed meanwhile, the disk is full, or
                 another process is at the same work. What was finished is kept.
         """
-        fingerprint = self._fingerprint()
-        try:
-            with self.work.lock():
-                self.work.begin(fingerprint)
-                names = shard_names(len(self._changes))
-                shards = dict(zip(names, self._changes, strict=True))
-                kept = {name for name, changes in shards.items() if self.work.has(name, _outputs_of(changes))}
-                self._check_space(change for name in shards.keys() - kept for change in shards[name])
-                for name, changes in shards.items():
-                    if name in kept:
-                        on_progress(sum(change.read_bytes for change in changes), True)
-                        continue
-                    with self.work.shard(name) as path, ShardWriter(path, _outputs_of(changes)) as writer:
-                        for change in changes:
-                            self._convert(writer, change, on_progress)
-                if self._fingerprint() != fingerprint:
-                    raise CheckpointError(f"{self.source} was changed meanwhile; run the same command again")
-                self._complete()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.out} cannot be written ({error}); what is finished is kept: put that right and run it again"
-            ) from None
+        self.work.make(
+            self.source,
+            [self._piece(changes, on_progress) for changes in self._changes],
+            self._fingerprint,
+            self._finish,
+            on_progress,
+        )
+
+    def _piece(self, changes: Sequence[Change], on_progress: OnProgress) -> Piece:
+        def write(writer: ShardWriter) -> None:
+            for change in changes:
+                self._convert(writer, change, on_progress)
+
+        outputs = [output for change in changes for output in change.outputs]
+        return Piece(outputs, sum(change.read_bytes for change in changes), write)
 
     def _plan(self) -> Iterator[Change]:
         """Yield what becomes of each tensor, in the files' order."""
@@ -201,14 +189,6 @@ class Conversion:
             "same_form": self._is_same_form,
         }
 
-    def _check_space(self, lacking: Iterable[Change]) -> None:
-        needed, free = sum(change.nbytes for change in lacking), shutil.disk_usage(self.work.path).free
-        if free < needed:
-            raise CheckpointError(
-                f"{self.out} needs {format_bytes(needed)} more, and {format_bytes(free)} are free there; "
-                "free some space, or give a folder on another disk"
-            )
-
     def _convert(self, writer: ShardWriter, change: Change, on_progress: OnProgress) -> None:
         source, scale, (first, *rest) = change.source, change.scale, change.outputs
         if first.dtype == source.dtype and (scale is None or self._is_same_form):
@@ -234,13 +214,9 @@ class Conversion:
                 writer.append(first.name, bytes_of(rows.to(DTYPES[first.dtype])))
             on_progress(row_bytes * len(rows), False)
 
-    def _complete(self) -> None:
-        """Write what stands beside the weights, and give the folder its name."""
-        folder = self.work.folder
+    def _finish(self, folder: Path) -> None:
         write_beside(self.source, folder)
-        write_index(folder, [_outputs_of(changes) for changes in self._changes])
         write_json(folder / "config.json", converted_config(self._config, self.to, self.scale_format))
-        self.work.complete()
 
 
 def converted_config(config: Mapping[str, Any], to: str, scale_format: str = "fp32") -> dict[str, Any]:
@@ -264,10 +240,6 @@ def write_beside(source: Path, folder: Path) -> None:
     for path in sorted(source.iterdir()):
         if _is_copied(path):
             write_atomic(folder / path.name, path.read_bytes())
-
-
-def _outputs_of(changes: Iterable[Change]) -> list[Layout]:
-    return [output for change in changes for output in change.outputs]
 
 
 def _copy(writer: ShardWriter, stored: StoredTensor, on_progress: OnProgress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leanseek import variables
-from leanseek.checkpoint.convert import OnProgress, read_config, write_beside
+from leanseek.checkpoint.convert import read_config, write_beside
 from leanseek.checkpoint.directory import check_tensors, empty_model, load_model
 from leanseek.checkpoint.names import entries
 from leanseek.checkpoint.quantised import (
@@ -28,8 +28,8 @@ from leanseek.checkpoint.quantised import (
     scales_of,
 )
 from leanseek.checkpoint.shards import Layout, StoredTensor, read_shards, shown, stored_tensors
-from leanseek.checkpoint.work import WorkFolder, free_target
-from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, shard_names, split, write_index
+from leanseek.checkpoint.work import OnProgress, Piece, WorkFolder, free_target
+from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split
 from leanseek.errors import CheckpointError, ConfigError, KernelError, UsageError, nearest
 from leanseek.files import write_json
 from leanseek.kernels.packed import LAYOUT, PANEL, Packed, empty_packed, pack_into
@@ -37,7 +37,6 @@ from leanseek.model.config import ModelConfig
 from leanseek.model.experts import Experts
 from leanseek.model.layers import Embedding, Linear, SwiGLU
 from leanseek.model.transformer import Transformer
-from leanseek.units import format_bytes
 
 # Form of the weights -> bits of a number.
 FORMS = {"int8": 8, "int4": 4}
@@ -339,36 +338,25 @@ class PackedConversion:
             CheckpointError: a weight cannot be packed, `source` changed meanwhile, the disk is full, or another
                 process is at the same work. What was finished is kept.
         """
-        fingerprint = self._fingerprint()
-        try:
-            with self.work.lock():
-                self.work.begin(fingerprint)
-                names = shard_names(len(self._parts))
-                shards = dict(zip(names, self._parts, strict=True))
-                kept = {name for name, parts in shards.items() if self.work.has(name, _outputs_of(parts))}
-                needed = sum(part.nbytes for name in shards.keys() - kept for part in shards[name])
-                if (free := shutil.disk_usage(self.work.path).free) < needed:
-                    raise CheckpointError(
-                        f"{self.out} needs {format_bytes(needed)}, and {format_bytes(free)} are free there; free some "
-                        "space, or pack with `leanseek convert` into a folder on another disk"
-                    )
-                for name, parts in shards.items():
-                    if name in kept:
-                        on_progress(sum(self._tensors[s].nbytes for part in parts for s in part.sources), True)
-                        continue
-                    with self.work.shard(name) as path, ShardWriter(path, _outputs_of(parts)) as writer:
-                        for part in parts:
-                            self._write(writer, part, on_progress)
-                if self._fingerprint() != fingerprint:
-                    raise CheckpointError(f"{self.source} was changed meanwhile; run the same command again")
-                write_beside(self.source, self.work.folder)
-                write_index(self.work.folder, [_outputs_of(parts) for parts in self._parts])
-                write_json(self.work.folder / "config.json", packed_config(self._config, self.to))
-                self.work.complete()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.out} cannot be written ({error}); what is finished is kept: put that right and run it again"
-            ) from None
+        self.work.make(
+            self.source,
+            [self._piece(parts, on_progress) for parts in self._parts],
+            self._fingerprint,
+            self._finish,
+            on_progress,
+        )
+
+    def _piece(self, parts: Sequence[Part], on_progress: OnProgress) -> Piece:
+        def write(writer: ShardWriter) -> None:
+            for part in parts:
+                self._write(writer, part, on_progress)
+
+        read_bytes = sum(self._tensors[name].nbytes for part in parts for name in part.sources)
+        return Piece([output for part in parts for output in part.outputs], read_bytes, write)
+
+    def _finish(self, folder: Path) -> None:
+        write_beside(self.source, folder)
+        write_json(folder / "config.json", packed_config(self._config, self.to))
 
     def _fingerprint(self) -> dict[str, Any]:
         files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in self._paths}
@@ -474,7 +462,3 @@ def _place(model: Transformer, found: Iterable[tuple[Part, tuple[Tensor, ...]]])
         module = modules[owner]
         assert isinstance(module, Experts | SwiGLU)
         module.hold(both["gate_up_proj"], both["down_proj"])
-
-
-def _outputs_of(parts: Iterable[Part]) -> list[Layout]:
-    return [output for part in parts for output in part.outputs]

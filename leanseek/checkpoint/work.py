@@ -7,14 +7,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanseek.checkpoint.shards import Layout, read_shard
+from leanseek.checkpoint.writer import ShardWriter, shard_names, write_index
 from leanseek.errors import CheckpointError, UsageError
 from leanseek.files import sync_folder, write_json
+from leanseek.units import format_bytes
+
+# Called with bytes of the source that are done with, and whether an earlier call did that.
+OnProgress = Callable[[int, bool], None]
 
 
 def free_target(source: Path, out: Path) -> Path:
@@ -32,6 +38,21 @@ def free_target(source: Path, out: Path) -> Path:
     return target
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One file of weights that is to be made.
+
+    Args:
+        outputs: the tensors in it.
+        read_bytes: what is read for them.
+        write: writes them, and reports what it has read.
+    """
+
+    outputs: list[Layout]
+    read_bytes: int
+    write: Callable[[ShardWriter], None]
+
+
 class WorkFolder:
     """A hidden folder beside `target`, which takes that name when it is whole.
 
@@ -44,6 +65,49 @@ class WorkFolder:
         self.path = target.with_name(f".{target.name}.convert")
         self.folder = self.path / "folder"
         self._plan, self._finished = self.path / "plan.json", self.path / "finished.json"
+
+    def make(
+        self,
+        source: Path,
+        pieces: Sequence[Piece],
+        plan: Callable[[], Mapping[str, Any]],
+        finish: Callable[[Path], None],
+        on_progress: OnProgress,
+    ) -> None:
+        """Fill the folder, or go on with what an earlier call began; its name is there at the end, and not before.
+
+        Args:
+            source: the folder that it is made of.
+            pieces: its files of weights.
+            plan: what work that is gone on with must have in common with this, JSON values; asked again at the end.
+            finish: writes what stands beside the weights.
+            on_progress: is told what an earlier call did.
+        Raises:
+            CheckpointError: `source` changed meanwhile, the disk is full, or another process is at the same work. What
+                was finished is kept.
+        """
+        begun = plan()
+        try:
+            with self.lock():
+                self.begin(begun)
+                named = dict(zip(shard_names(len(pieces)), pieces, strict=True))
+                kept = {name for name, one in named.items() if self.has(name, one.outputs)}
+                self._check_space([one for name, one in named.items() if name not in kept])
+                for name, one in named.items():
+                    if name in kept:
+                        on_progress(one.read_bytes, True)
+                        continue
+                    with self.shard(name) as path, ShardWriter(path, one.outputs) as writer:
+                        one.write(writer)
+                if plan() != begun:
+                    raise CheckpointError(f"{source} was changed meanwhile; run the same command again")
+                finish(self.folder)
+                write_index(self.folder, [one.outputs for one in pieces])
+                self.complete()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.target} cannot be written ({error}); what is finished is kept: put that right and run it again"
+            ) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -98,6 +162,14 @@ class WorkFolder:
         os.replace(self.folder, self.target)
         sync_folder(self.target.parent)
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _check_space(self, lacking: Sequence[Piece]) -> None:
+        needed = sum(output.nbytes for one in lacking for output in one.outputs)
+        if (free := shutil.disk_usage(self.path).free) < needed:
+            raise CheckpointError(
+                f"{self.target} needs {format_bytes(needed)} more, and {format_bytes(free)} are free there; "
+                "free some space, or `leanseek convert` into a folder on another disk"
+            )
 
     def _digests(self) -> dict[str, str]:
         found = _read_json(self._finished)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment as Templates
-from jinja2 import StrictUndefined
+from jinja2 import FunctionLoader, StrictUndefined
 
 from leanseek import units
 from leanseek.cost.card import compared, stage_titles
@@ -57,9 +57,11 @@ def render(page: Mapping[str, Any], template: str = "report.html") -> str:
     def read(name: str) -> str:
         return (web / name).read_text(encoding="utf-8")
 
-    templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates = Templates(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     scripts = [read("vendor/uPlot.iife.min.js"), read("report.js")]
-    return templates.from_string(read(template)).render(
+    return templates.get_template(template).render(
         **page,
         styles=[read("vendor/uPlot.min.css"), read("report.css")],
         scripts=scripts,

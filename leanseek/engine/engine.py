@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,17 @@ from leanseek.engine.endings import NOT_FINITE, Endings
 from leanseek.engine.grammar import GrammarCompiler
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.prefix import Prefixes
-from leanseek.engine.request import Event, Grammar, Output, Request, SamplingParams
+from leanseek.engine.request import (
+    Event,
+    Grammar,
+    Output,
+    Params,
+    Progress,
+    Prompts,
+    Request,
+    SamplingParams,
+    params_of_each,
+)
 from leanseek.engine.rows import Rows
 from leanseek.engine.rules import Rule, in_thinking, rule_of
 from leanseek.engine.runner import Runner
@@ -283,10 +293,10 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompts,
+        params: Params,
         *,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Output]:
         """Answer prompts; return the replies in order, each prompt's n side by side.
 
@@ -299,7 +309,7 @@ class Engine:
         """
         if self.has_work:
             raise EngineError("generate() needs an idle engine; use add() and step() to share it")
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = params_of_each(params, prompts)
         order: dict[tuple[str, int], int] = {}
         outputs: dict[int, Output] = {}
         try:

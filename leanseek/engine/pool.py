@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from leanseek.engine.engine import Engine
-from leanseek.engine.request import Output, SamplingParams
+from leanseek.engine.request import Output, Params, Progress, Prompts, params_of_each
 from leanseek.engine.shares import engines_for, rows_of
 from leanseek.kernels.threads import run_all
 from leanseek.model.transformer import Transformer
@@ -50,17 +50,17 @@ class EnginePool:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompts,
+        params: Params,
         *,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Output]:
         """Answer prompts; return the replies in order, each prompt's n side by side. As `Engine.generate`.
 
         Without a seed a reply depends on the engine that drew it: give one where replies must repeat. After a
         failure or Ctrl-C every engine stops with the next reply that it finishes.
         """
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = params_of_each(params, prompts)
         count = engines_for(sum(one.n for one in each), len(self.engines))
         done = [0] * count
         stopping, noting = threading.Event(), threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,6 +107,17 @@ class SamplingParams:
         for name, fine, accepted in checks:
             if not fine:
                 raise EngineError(f"{name} = {getattr(self, name)!r}: {accepted} is accepted")
+
+
+# What everything that answers prompts takes: texts or token ids; parameters for all, or for each.
+Prompts = Sequence[str] | Sequence[Sequence[int]]
+Params = SamplingParams | Sequence[SamplingParams]
+Progress = Callable[[int], None]
+
+
+def params_of_each(params: Params, prompts: Prompts) -> list[SamplingParams]:
+    """Return every prompt's own parameters."""
+    return [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
 
 
 def _is_count(value: int | None) -> bool:

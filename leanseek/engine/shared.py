@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from leanseek.engine.engine import Engine
-from leanseek.engine.request import Output, SamplingParams
+from leanseek.engine.request import Output, Params, Progress, Prompts, SamplingParams, params_of_each
 from leanseek.errors import EngineError
 from leanseek.model.transformer import Transformer
 
@@ -34,17 +34,17 @@ class SharedEngine:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompts,
+        params: Params,
         *,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Output]:
         """Answer prompts, as `Engine.generate`; waits until the owner has had them answered.
 
         Raises:
             EngineError: a prompt cannot be served, or the engine was closed meanwhile.
         """
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = params_of_each(params, prompts)
         call = _Call([self.engine.ids(prompt) for prompt in prompts], each, on_progress)
         with self._condition:
             if self._failure is not None:

@@ -12,7 +12,7 @@ import torch
 
 from leanseek.checkpoint.directory import empty_model
 from leanseek.engine.engine import Engine
-from leanseek.engine.request import Output, SamplingParams
+from leanseek.engine.request import Output, Params, Progress, Prompts, SamplingParams, params_of_each
 from leanseek.engine.shared import SharedEngine
 from leanseek.errors import ConfigError, EngineError, RunError
 from leanseek.log import say
@@ -250,10 +250,10 @@ class Side:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompts,
+        params: Params,
         *,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Output]:
         """Answer prompts, as `Engine.generate`.
 
@@ -261,7 +261,7 @@ class Side:
             EngineError: a prompt cannot be served.
             RunError: every worker is lost.
         """
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        each = params_of_each(params, prompts)
         ids = [self._ids(prompt) for prompt in prompts]
         asked = sum(one.n for one in each)
         with self._condition:

@@ -6,13 +6,13 @@ import copy
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from leanseek.engine.request import Output, SamplingParams
+from leanseek.engine.request import Output, Params, Prompts, SamplingParams
 from leanseek.engine.shared import SharedEngine
 from leanseek.envs.environment import Problem
 from leanseek.errors import RunError
@@ -310,8 +310,8 @@ class _Asker:
 
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams],
+        prompts: Prompts,
+        params: Params,
         **more: Any,
     ) -> list[Output]:
         """Answer as the engine does."""

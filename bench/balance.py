@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rows import arguments, publish, row
 
@@ -22,12 +23,13 @@ MOST = 1.3
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=None, help="gamma, in place of the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     steps = 40 if options.quick else options.steps
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as temporary:
-            rows = pretrained(Path(temporary) / "run", steps, seed, options.quick)
+            rows, found = pretrained(Path(temporary) / "run", steps, seed, options)
         stretches = [one for one in rows if "expert_load" in one]
         settled = [one for one in stretches if one["step"] > steps / 10]
         worst = [[max(layer) for layer in one["expert_load"]] for one in settled]
@@ -35,12 +37,13 @@ def main() -> None:
         publish(
             "balance",
             row(
-                f"laptop pretraining, {steps} steps, seed {seed}: busiest expert over the mean",
+                f"laptop pretraining, {steps} steps, gamma {found['gamma']:g}, seed {seed}: busiest expert over mean",
                 "load",
                 [max(max(layer) for layer in layers)],
                 [MOST],
                 less_is_better=True,
                 limit=MOST,
+                **found,
                 by_layer={
                     "worst_stretch": [max(layer) for layer in layers],
                     "median_stretch": [statistics.median(layer) for layer in layers],
@@ -54,14 +57,18 @@ def main() -> None:
         )
 
 
-def pretrained(folder: Path, steps: int, seed: int, quick: bool) -> list[dict[str, object]]:
-    """Pretrain in a process of its own and return what it logged."""
+def pretrained(folder: Path, steps: int, seed: int, options: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Pretrain in a process of its own; return what it logged, its gamma and how good the model is."""
     from leanseek.log import RunLog
+    from leanseek.run import Run
 
     command = [sys.executable, "-m", "leanseek", "pretrain", "laptop", "--run", str(folder), "--seed", str(seed)]
-    command += ["--train.steps", str(steps)] + (["--data.documents", "2000"] if quick else [])
+    command += ["--train.steps", str(steps)] + (["--data.documents", "2000"] if options.quick else [])
+    command += [] if options.rate is None else ["--train.balance_rate", str(options.rate)]
     subprocess.run(command, check=True)
-    return RunLog(folder / "metrics.jsonl").read("pretrain")
+    run = Run.open(folder)
+    found = {"gamma": run.recipe.pretrain.balance_rate, "bits_per_byte": run.summary["pretrain"]["bits_per_byte"]}
+    return RunLog(run.metrics_path).read("pretrain"), found
 
 
 if __name__ == "__main__":

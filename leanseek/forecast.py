@@ -20,7 +20,7 @@ from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import causal_pairs, forward_flops, mtp_flops, parameters, training_flops
 from leanseek.sections.distillation import DistillSettings, TracesSettings
 from leanseek.sections.grpo import GrpoSettings
-from leanseek.sections.training import TrainSettings
+from leanseek.sections.training import ExtendSettings, TrainSettings
 from leanseek.sections.tuning import SftSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.chat import ChatFormat
@@ -147,6 +147,7 @@ class _Forecast:
         """Return all stages, in order."""
         found = [self._tokenizer(), self._pretrain()]
         makers = {"sft": self._sft, "grpo": self._grpo, "traces": self._traces, "distill": self._distill}
+        makers["extend"] = self._extend
         for name, kind in self.recipe.line.items():
             if kind in makers:
                 found.append(makers[kind](name, len(self.recipe.environments_of(name))))
@@ -214,6 +215,12 @@ class _Forecast:
         parts["learning"] = train_s * 4 / 3
         parts["looks"] = self._looks(settings, steps, settings.development_problems, tasks, texts.replies)
         return self._stage(name, steps * (rows * length + (_tokens(work) if own else 0)), parts)
+
+    def _extend(self, name: str, tasks: int) -> StageForecast:
+        settings = self.recipe.settings_of(name, ExtendSettings)
+        steps, seconds = self._training(settings, settings.batch_sequences, settings.sequence_tokens)
+        tokens = steps * settings.batch_sequences * settings.sequence_tokens
+        return self._stage(name, tokens, {"learning": seconds})
 
     def _looks(self, settings: TrainSettings, steps: int, problems: int, tasks: int, replies: Sequence[float]) -> float:
         """Return the seconds of the looks that a stage takes at how far it is."""

@@ -17,7 +17,7 @@ from leanseek.sections.data import DataSettings, TokenizerSettings
 from leanseek.sections.distillation import DistillSettings, TracesSettings
 from leanseek.sections.group import Settings
 from leanseek.sections.grpo import GrpoSettings
-from leanseek.sections.training import ParallelSettings, TrainSettings
+from leanseek.sections.training import ExtendSettings, ParallelSettings, TrainSettings
 from leanseek.sections.tuning import DpoSettings, SftSettings
 
 Device = Literal["cpu", "cuda"]
@@ -26,7 +26,7 @@ Effort = Literal["low", "high", "max"]
 # Settings whose own keys are names that a recipe gives.
 OPEN = ("levels", "stages")
 # Kinds of the stages that a recipe may list between pretraining and evaluation.
-Kind = Literal["sft", "grpo", "traces", "distill", "dpo"]
+Kind = Literal["sft", "grpo", "traces", "distill", "dpo", "extend"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # The line of a recipe that lists no stages of its own.
 STAGES = ("tokenizer", "pretrain", "sft", "grpo", "eval")
@@ -45,7 +45,7 @@ class StageSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: Kind | None = Field(None, description="sft, grpo, traces, distill or dpo; None: its name")
+    kind: Kind | None = Field(None, description="sft, grpo, traces, distill, dpo or extend; None: its name")
     after: str | None = Field(None, description="stage whose model it starts from; None: the training stage before it")
     environments: tuple[str, ...] = Field((), description="its tasks; empty: the recipe's")
 
@@ -80,6 +80,7 @@ class Recipe(Settings):
     traces: TracesSettings = TracesSettings()
     distill: DistillSettings = DistillSettings()
     dpo: DpoSettings = DpoSettings()
+    extend: ExtendSettings = ExtendSettings()
     eval: EvalSettings = EvalSettings()
     cost: CostSettings = CostSettings()
     card: CardSettings = CardSettings()

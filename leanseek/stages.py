@@ -53,6 +53,7 @@ from leanseek.sections.grpo import GrpoSettings
 from leanseek.sections.tuning import DpoSettings, SftSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.train.extension import extend
 from leanseek.train.places import check as check_ranks
 from leanseek.train.places import check_batch, least_ranks
 from leanseek.train.preference import dpo
@@ -264,6 +265,7 @@ class _Line:
             "traces": self._traces,
             "distill": self._distill,
             "dpo": self._dpo,
+            "extend": self._extend,
             "eval": self._eval,
         }
         say(f"{name}: {'going on' if self.run.stage_begun(name) else 'starting'}")
@@ -324,6 +326,12 @@ class _Line:
 
     def _dpo(self, name: str, charge: Charge) -> dict[str, Any]:
         return dpo(self._stage(name, charge))
+
+    def _extend(self, name: str, charge: Charge) -> dict[str, Any]:
+        folder = self.run.corpus_folder
+        if not self.recipe.data.shards and not folder.is_dir():  # the run starts from a model folder
+            tokenise(self.recipe, self._load_tokenizer()).save(folder)
+        return extend(self._stage(name, charge), load_corpus(self.recipe, folder))
 
     def _eval(self, name: str, charge: Charge) -> dict[str, Any]:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
@@ -420,6 +428,7 @@ def _described(run: Run, config: ModelConfig) -> dict[str, Any]:
         "made": time.strftime("%Y-%m-%d"),
     }
     if (folder := run.latest()) is not None:
+        described["context_tokens"] = ModelConfig.from_file(folder / "config.json").max_position_embeddings
         digest = hashlib.sha256()
         for path in sorted(folder.glob("model*.safetensors")):
             with path.open("rb") as file:
@@ -475,6 +484,8 @@ def _check(recipe: Recipe) -> None:
             if given is None:
                 raise ConfigError(f"{name} has nothing to learn from: give a .jsonl file of pairs as dpo.data")
             read_preferences(given)
+        if kind == "extend" and not (recipe.data.sources or recipe.data.shards or recipe.environments):
+            raise ConfigError(f"{name} has nothing to read: give your own text as data.sources, or data.shards")
         if kind == "grpo":
             settings = recipe.settings_of(name, GrpoSettings)
             check_rubric(settings.rubric)

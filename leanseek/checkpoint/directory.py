@@ -141,9 +141,16 @@ def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str | No
     return model
 
 
-def copy_of(model: Transformer) -> Transformer:
-    """Return a model of its own with the same weights, in the processor's memory."""
-    copy = empty_model(model.config, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."), device="cpu")
+def copy_of(model: Transformer, config: ModelConfig | None = None) -> Transformer:
+    """Return a model of its own with the same weights, in the processor's memory.
+
+    Args:
+        model: what is copied.
+        config: of the copy, which has the same tensors; None: the same.
+    """
+    copy = empty_model(
+        config or model.config, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."), device="cpu"
+    )
     targets = copy.state_dict()
     for name, tensor in model.state_dict().items():
         targets[name].copy_(tensor)

@@ -27,6 +27,7 @@ COMMANDS = {
     "grpo": ("leanseek.cli.stage:grpo", "The line up to reinforcement learning."),
     "distill": ("leanseek.cli.distill:distill", "Teach a student what a teacher knows: a model, or a server."),
     "dpo": ("leanseek.cli.stage:dpo", "Teach a model which of two replies is better, by your own pairs."),
+    "extend": ("leanseek.cli.stage:extend", "Teach a base model a longer context (YaRN)."),
     "eval": ("leanseek.cli.eval:eval_", "Measure a model on held-out problems."),
     "card": ("leanseek.cli.card:card", "Write a run's model card anew, or check that nothing is missing in it."),
     "report": ("leanseek.cli.report:report", "Write a run's page anew."),
@@ -44,7 +45,7 @@ COMMANDS = {
     "recipes": ("leanseek.cli.listing:recipes", "List the recipes and all settings."),
 }
 # Those that take any setting of a recipe as an option.
-WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo", "distill", "dpo")
+WITH_SETTINGS = ("make", "tokenizer", "pretrain", "sft", "grpo", "distill", "dpo", "extend")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 

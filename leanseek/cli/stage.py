@@ -9,8 +9,9 @@ from leanseek.cli.make import Options, Settings, work
 from leanseek.errors import UsageError
 from leanseek.run import Run, model_folder
 
-# Recipes of runs that start from a model folder, where none is named: on tasks, and on data of one's own.
-STARTED, TUNED = "reasoner", "tuner"
+# Recipes of runs that start from a model folder, where none is named: on tasks, on data of one's own, and on
+# longer text.
+STARTED, TUNED, LONGER = "reasoner", "tuner", "longer"
 
 
 def tokenizer(recipe: str | None = None, *, options: Options = Options(), settings: Settings) -> None:
@@ -102,6 +103,23 @@ def dpo(
     if recipe == TUNED:
         settings = settings | {"stages": {"dpo": {}}}
     work("dpo", "dpo", recipe, options, settings)
+
+
+def extend(recipe: str | None = None, *, options: Options = Options(), settings: Settings) -> None:
+    """Teach a base model a longer context, its positions stretched by YaRN as DeepSeek-V3's are, in two phases.
+
+    It starts from --model FOLDER: a run folder, or any model folder that loads, and reads your own text, or the
+    embedded corpus of --environments. Any setting is an option, --train.X being --extend.X, and --stages.halfway.X that
+    of the first phase; `leanseek recipes --settings` lists them.
+
+    Example: leanseek extend --model runs/laptop --data.sources my-texts --run runs/longer --train.sequence_tokens 1024
+
+    Args:
+        recipe: Name of a recipe, or path of a TOML file; without it, the run's own, or longer.
+    """
+    if settings.get("model") is None and recipe is None and not (options.run is not None and Run.is_run(options.run)):
+        raise UsageError("what is to read longer texts? give --model FOLDER, a run folder or a model folder that loads")
+    work("extend", "extend", *_from_folder(LONGER, recipe, options, settings))
 
 
 def _from_folder(

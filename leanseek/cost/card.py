@@ -36,6 +36,7 @@ KIND_TITLES = {
     "traces": "replies drawn and kept",
     "distill": "distillation",
     "dpo": "DPO",
+    "extend": "longer context",
 }
 NOTHING = "-"
 # A licence that YAML reads as it stands.

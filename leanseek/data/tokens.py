@@ -203,7 +203,7 @@ def tokenise(recipe: Recipe, tokenizer: Tokenizer) -> TokenisedCorpus:
 def _dialogues(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Yield the conversations of a corpus that has some, as token ids: what RL without an SFT before it starts from."""
     tasks = [load_environment(name) for name in recipe.environments]
-    count = round(recipe.data.dialogues * recipe.data.documents / len(tasks))
+    count = round(recipe.data.dialogues * recipe.data.documents / max(len(tasks), 1))
     if count and not recipe.data.sources:
         chat, seed = ChatFormat(tokenizer), DIALOGUE_SEED + recipe.seed
         for ids, _ in traces(chat, tasks, count, levels=recipe.levels, seed=seed, hasty=HASTY):

@@ -250,6 +250,7 @@ CHARTS = {
     "grpo": _of_grpo,
     "distill": _of_distillation,
     "dpo": _of_dpo,
+    "extend": _of_pretraining,
 }
 
 

@@ -95,6 +95,18 @@ class TrainSettings(Settings):
         return first
 
 
+class ExtendSettings(TrainSettings):
+    """Context extension: pretraining goes on with longer sequences, positions stretched by YaRN."""
+
+    sequence_tokens: int = Field(512, ge=8, description="tokens of one sequence: the context that is learnt")
+    original_tokens: int | None = Field(
+        None, ge=8, description="context that positions were learnt in; None: the model's, or data.sequence_tokens"
+    )
+    factor: float | None = Field(
+        None, ge=1, description="YaRN's s; None: sequence_tokens over original_tokens (V3: 40, at 32K and at 128K)"
+    )
+
+
 class LoraSettings(TrainSettings):
     """Training in full, or by low-rank updates."""
 

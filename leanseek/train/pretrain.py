@@ -8,6 +8,8 @@ from typing import Any
 
 from leanseek.data.batches import Batch, TokenStream
 from leanseek.data.tokens import TokenisedCorpus, training_stream
+from leanseek.model.transformer import Transformer
+from leanseek.settings import Recipe
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.schedules import batch_sequences, mtp_weight, sequences_before
 from leanseek.train.stage import Stage
@@ -22,13 +24,25 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     Raises:
         DataError: the corpus is smaller than one batch.
     """
-    recipe, settings = stage.run.recipe, stage.settings
-    length = recipe.data.sequence_tokens
+    return learn(stage, corpus, stage.model(), stage.run.recipe)
+
+
+def learn(stage: Stage, corpus: TokenisedCorpus, model: Transformer, recipe: Recipe) -> dict[str, Any]:
+    """Train a model on a corpus, as `pretrain` and the extension of its context do; return the stage's figures.
+
+    Args:
+        stage: whose settings count.
+        corpus: training and validation tokens.
+        model: what `stage.model` gave, or that with another config.
+        recipe: whose windows are read.
+    Raises:
+        DataError: the corpus is smaller than one batch.
+    """
+    settings, length = stage.settings, recipe.data.sequence_tokens
     stream = training_stream(recipe, corpus, settings.batch_sequences, stage.tokenizer.bos_id)
     # A small validation set still needs one window.
     held_out = TokenStream(corpus.validation, min(length, len(corpus.validation) - 2), 1, 0)
     validation = [batch.to(recipe.device) for batch in held_out.validation(settings.batch_sequences)]
-    model = stage.model()
     bits_per_nat_per_token = corpus.facts.validation_tokens / corpus.facts.validation_bytes / math.log(2)
 
     def validate() -> dict[str, float]:

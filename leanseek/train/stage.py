@@ -118,7 +118,9 @@ class Stage:
         folder = self.newest() or self.before()
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
-        config = self.config.replace(bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id)
+        config = load_preset(recipe.model).replace(
+            bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id
+        )
         return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
 
     def measured_before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -153,8 +155,9 @@ class Stage:
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
-        return load_preset(self.run.recipe.model)
+        """The shape of the model that the stage starts from."""
+        folder = self.before()
+        return load_preset(self.run.recipe.model) if folder is None else ModelConfig.from_file(folder / "config.json")
 
     def fit(
         self,

@@ -15,7 +15,7 @@ from leanseek.settings import Recipe, dotted_keys, load_recipe, recipe_names
 
 PACKAGE = Path(__file__).resolve().parents[2] / "leanseek"
 # Recipes that learn from a file that the user gives, and need no tasks.
-ON_DATA = ("tuner",)
+ON_DATA = ("longer", "tuner")
 PRESETS = sorted((PACKAGE / "presets").glob("*.json"))
 
 

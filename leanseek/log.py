@@ -6,10 +6,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -21,22 +21,51 @@ from leanseek.files import append_line, write_atomic
 PLAIN_EVERY_S = 5.0
 
 
+class Tracker(Protocol):
+    """Another program that is told of a run's rows."""
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Take a row's numbers."""
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+
 class RunLog:
     """The step-by-step log of a run: one JSON object a line.
 
     Args:
         path: of metrics.jsonl; made with the first line.
         clock: gives the time of day; seconds since 1970.
+        trackers: by name; they are told every line's numbers. One that fails is told of, and then left out.
     """
 
-    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: str | Path, clock: Callable[[], float] = time.time, trackers: Mapping[str, Tracker] | None = None
+    ) -> None:
         self.path = Path(path)
         self._clock = clock
+        self._trackers = dict(trackers or {})
 
     def log(self, stage: str, step: int, **values: Any) -> None:
         """Append one line; a value that is not finite becomes null (JSON has no NaN)."""
         record = {"time_s": round(self._clock(), 3), "stage": stage, "step": step}
         append_line(self.path, json.dumps({**record, **values_without_nan(values)}, ensure_ascii=False))
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        self._tell(lambda tracker: tracker.log(stage, step, numbers))
+
+    def close(self) -> None:
+        """Let the trackers write what is still to be written."""
+        self._tell(lambda tracker: tracker.close())
+        self._trackers = {}
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for name, tracker in [*self._trackers.items()]:
+            try:
+                what(tracker)
+            except Exception as error:  # another's program must not end a run of days
+                del self._trackers[name]
+                say(f"warning: {name} is told no more ({type(error).__name__}: {error}); metrics.jsonl has all rows")
 
     def read(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of a stage (None: of all); a line that a crash cut off is left out."""

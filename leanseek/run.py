@@ -34,6 +34,8 @@ CONTENTS = (
     "corpus",
     "traces",
     "reference",
+    "tensorboard",
+    "wandb",
 )
 # Settings of the stages of a kind.
 SECTIONS = (*STAGES, *KINDS)
@@ -348,7 +350,7 @@ def _toml_value(value: Any) -> str:
 def _is_fixed(key: str, begun: set[str]) -> bool:
     """Whether a setting has already shaped what the stages that have begun left in the folder."""
     section, _, name = key.partition(".")
-    if key == "name" or section in ("cost", "parallel") or (name or section) in FREE:
+    if key == "name" or section in ("cost", "parallel", "track") or (name or section) in FREE:
         return False
     if section == "stages":
         stage, _, name = name.partition(".")

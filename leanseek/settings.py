@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanseek.errors import ConfigError, nearest
-from leanseek.sections.account import CardSettings, CostSettings, EvalSettings
+from leanseek.sections.account import CardSettings, CostSettings, EvalSettings, TrackSettings
 from leanseek.sections.data import DataSettings, TokenizerSettings
 from leanseek.sections.distillation import DistillSettings, TracesSettings
 from leanseek.sections.group import Settings
@@ -85,6 +85,7 @@ class Recipe(Settings):
     cost: CostSettings = CostSettings()
     card: CardSettings = CardSettings()
     parallel: ParallelSettings = ParallelSettings()
+    track: TrackSettings = TrackSettings()
 
     @property
     def line(self) -> dict[str, str]:

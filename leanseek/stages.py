@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -53,6 +54,7 @@ from leanseek.sections.grpo import GrpoSettings
 from leanseek.sections.tuning import DpoSettings, SftSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
+from leanseek.trackers import check_trackers, open_trackers
 from leanseek.train.extension import extend
 from leanseek.train.places import check as check_ranks
 from leanseek.train.places import check_batch, least_ranks
@@ -122,11 +124,12 @@ def make(run: Run, until: str = "eval", ranks: Ranks | None = None) -> None:
     with run.lock():
         line = _Line(run, ranks)
         _foretell(run)
-        for name in planned[: planned.index(until) + 1]:
-            if run.stage_done(name):
-                say(f"{name}: done already")
-            else:
-                line.make(name)
+        with closing(line.log):
+            for name in planned[: planned.index(until) + 1]:
+                if run.stage_done(name):
+                    say(f"{name}: done already")
+                else:
+                    line.make(name)
     if ranks is not None:
         ranks.tell("")
 
@@ -249,7 +252,7 @@ class _Line:
             self.workers = share_out(recipe.threads, recipe.device)
         else:
             self.workers = ranks.share_threads(recipe.threads)
-        self.log = RunLog(run.metrics_path)
+        self.log = RunLog(run.metrics_path, trackers=open_trackers(run.folder, recipe.track))
         meter = _energy_meter(recipe)
         grid = None if recipe.cost.grid is None else parse_grid(recipe.cost.grid)
         self.ledger = Ledger(run.ledger_path, recipe.cost.usd_per_hour, recipe.device, meter=meter, grid=grid)
@@ -473,6 +476,7 @@ def _commit() -> str | None:
 
 def _check(recipe: Recipe) -> None:
     """Refuse what does not fit together, before anything is made."""
+    check_trackers(recipe.track)
     tasks = dict.fromkeys([*recipe.environments, *(t for name in recipe.line for t in recipe.environments_of(name))])
     for task in tasks:
         load_environment(task)

@@ -179,3 +179,9 @@ def _read(name: str, environment: Mapping[str, str] | None) -> str | None:
 def hush_ray() -> None:
     """Have Ray report nothing of its use to its makers, unless the user has set that variable of Ray's."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def hush_trackers() -> None:
+    """Have trackers report nothing of their use to their makers, unless the user has set those variables of theirs."""
+    for name, value in (("WANDB_ERROR_REPORTING", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+        os.environ.setdefault(name, value)

@@ -23,6 +23,7 @@ LISTS = (
     "sft.lora_targets",
     "dpo.lora_targets",
     "distill.teachers",
+    "track.to",
 )
 
 

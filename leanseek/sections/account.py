@@ -1,6 +1,8 @@
-"""Account: what a run is judged on, what it is charged for, and what its card says."""
+"""Account: what a run is judged on, what it is charged for, what its card says, and who else is told of its steps."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,3 +31,12 @@ class CardSettings(Settings):
     license: str = Field("mit", description="licence of the model's weights, as Hugging Face spells it")
     data_license: str | None = Field(None, description="licences of data.sources; needed where there are any")
     intended_use: str | None = Field(None, description="what the model is for; None: research and teaching")
+
+
+class TrackSettings(Settings):
+    """Programs beside metrics.jsonl that are told of every logged step; on this machine alone, unless online."""
+
+    to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field((), description="tensorboard, trackio, wandb")
+    project: str = Field("leanseek", min_length=1, description="trackio, wandb: what the run is filed under")
+    online: bool = Field(False, description="trackio, wandb: rows are sent to their servers at once")
+    space: str | None = Field(None, description="trackio, online: the Hugging Face Space, as user/name")

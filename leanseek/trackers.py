@@ -31,6 +31,7 @@ class TensorBoard:
         self._writers: dict[str, Any] = {}
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Take a row's numbers."""
         if stage not in self._writers:  # what a killed process logged beyond its last checkpoint is taken back
             self._writers[stage] = self._make(str(self._folder / stage), purge_step=step)
         for name, value in values.items():
@@ -38,6 +39,7 @@ class TensorBoard:
         self._writers[stage].flush()
 
     def close(self) -> None:
+        """Write what is still to be written."""
         for writer in self._writers.values():
             writer.close()
 
@@ -67,12 +69,14 @@ class Wandb:
         self._stages: set[str] = set()
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Take a row's numbers."""
         if stage not in self._stages:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self._run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
 
     def close(self) -> None:
+        """Write what is still to be written."""
         self._run.finish()
 
 
@@ -104,9 +108,11 @@ class Trackio:
             )
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Take a row's numbers."""
         self._run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
 
     def close(self) -> None:
+        """Write what is still to be written."""
         with contextlib.redirect_stdout(sys.stderr):
             self._finish()
 

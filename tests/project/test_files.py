@@ -156,7 +156,7 @@ def test_dependencies_are_declared(root, modules):
     extras = {re.split(r"[<>=\[ ]", item)[0].replace("-", "_") for item in project["optional-dependencies"]["gpu"]}
     extras |= {
         re.split(r"[<>=\[ ]", item)[0]
-        for extra in ("gguf", "cluster")
+        for extra in ("gguf", "cluster", "tensorboard", "trackio", "wandb")
         for item in project["optional-dependencies"][extra]
     }
     imported = set()
@@ -168,8 +168,9 @@ def test_dependencies_are_declared(root, modules):
             imported |= {name.split(".")[0] for name in names}
     outside = imported - set(sys.stdlib_module_names) - {"leanseek"}
     extras |= {re.split(r"[<>=\[ ]", item)[0] for item in project["optional-dependencies"]["worlds"]}
-    assert extras == {"nvidia_ml_py", "gguf", "ray", "mujoco", "pillow"}
-    known = declared | {"pynvml", "gguf", "ray", "mujoco", "PIL", "pydantic_core"}  # by their modules' names
+    trackers = {"tensorboard", "trackio", "wandb"}  # torch imports the first
+    assert extras == {"nvidia_ml_py", "gguf", "ray", "mujoco", "pillow"} | trackers
+    known = declared | trackers | {"pynvml", "gguf", "ray", "mujoco", "PIL", "pydantic_core"}  # by their modules' names
     assert outside <= known, f"not declared: {outside - known}"
     # safetensors needs numpy to write torch's tensors, and does not bring it along; uvicorn loads uvloop by its name
     indirect = {"numpy", "uvloop"}

@@ -71,7 +71,8 @@ class Engine:
         drafts: tokens that the MTP layer drafts at once, where that is found to pay; 0: none. The replies are the same.
         invariant: whether a reply's tokens and log-probabilities have the same bits whatever else runs, however its
             text is read, sent back to wait or found again, drafted or not; on a CPU. It costs speed
-            where the native decoder does not run (`bench/invariance.py`). None: where `cache_bytes` is given, as a server does.
+            where the native decoder does not run (`bench/invariance.py`). None: where `cache_bytes` is given, as a
+            server does.
         record_experts: whether outputs carry the routing used (for keep-routing in RL).
     Raises:
         EngineError: the model has no MTP layer to draft with; `cache_bytes` is not enough for two blocks; or routing

@@ -103,8 +103,8 @@ def measure_rates(repeats: int = 3, clock: Callable[[], float] = time.perf_count
         engine=engine_rates(config, took),
         alone=engine_rates(config, alone),
         workers=workers,
-        read_gain=max(workers * took[READ_MANY] / together[READ_MANY], 1.0),
-        decode_gain=max(workers * took[DECODE_MANY[1]] / together[DECODE_MANY[1]], 1.0),
+        read_gain=_gain(workers, took[READ_MANY], together[READ_MANY]),
+        decode_gain=_gain(workers, took[DECODE_MANY[1]], together[DECODE_MANY[1]]),
         renew_parameters_per_s=parameters(config).total / renewed_s,
         problem_s=problem_s,
         reply_s=reply_s,
@@ -160,6 +160,11 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, float]) -> EngineRates
     lengths = reply_lengths(UNEVEN[3])
     known_s = engine_seconds(config, rates, Drawing(ROWS, 1, PROMPT, list(lengths), ROWS))
     return replace(rates, leave_s=max(took[UNEVEN] - known_s, 0.0) / (len(lengths) - 1))
+
+
+def _gain(engines: int, alone_s: float, together_s: float) -> float:
+    """Return how much more engines do side by side than one does: no less, and no more than so many times."""
+    return min(max(engines * alone_s / together_s, 1.0), float(engines))
 
 
 def reply_lengths(tokens: int) -> range:

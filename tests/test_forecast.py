@@ -18,7 +18,7 @@ from leanseek.settings import load_recipe
 from tests.cost.measured import ENGINE, RATES
 
 # What the ledger of a finished run of `laptop`, seed 0, says: tokens of each stage.
-MADE = {"tokenizer": 3_882_641, "pretrain": 4_096_000, "sft": 242_470, "grpo": 2_558_466, "eval": 1_115_770}
+MADE = {"tokenizer": 3_882_641, "pretrain": 4_096_000, "sft": 323_496, "grpo": 2_745_388, "eval": 1_143_575}
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
     progress: Callable[[float], None] = lambda share: None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Transformer:
     """Open a checkpoint folder: of leanseek, of DeepSeek (FP8 too), or saved by transformers.
 
@@ -40,6 +41,7 @@ def load_model(
         dtype: "float32" or "bfloat16", what the weights are kept in.
         device: "cpu" or "cuda".
         progress: is told the share of the weights' bytes that are there, from 0 to 1, now and then.
+        wanted: whether a tensor is read, by its name in the files; memory that nothing is read into takes no room.
     Returns:
         The model in evaluation mode.
     Raises:
@@ -59,7 +61,7 @@ def load_model(
     scales = scales_of(tensors)
     model = empty_model(config, dtype=dtype, device=device)
     check_tensors(folder, model, tensors, scales)
-    targets = {entry.name: entry.target for entry in entries(model) if not entry.copy}
+    targets = {entry.name: entry.target for entry in entries(model) if not entry.copy and wanted(entry.name)}
     total_bytes, done_bytes = sum(target.nbytes for target in targets.values()), 0
     with torch.no_grad():
         # In the order of the files: disks read on faster than they jump.

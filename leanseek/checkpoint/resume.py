@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leanseek.checkpoint.directory import write_model
+from leanseek.checkpoint.parts import Rows, gather_parts, read_parts, write_part
 from leanseek.errors import CheckpointError
 from leanseek.files import new_folder, write_json
 from leanseek.model.transformer import Transformer
@@ -21,17 +23,23 @@ from leanseek.tokens.tokenizer import Tokenizer
 FOLDER, TENSORS, VALUES, HASHES = "resume", "state.safetensors", "state.json", "sha256.json"
 # Separates the keys of nested dictionaries; parameter names have dots, never this.
 SEPARATOR = "|"
+STAGING = ".parts"
 
 
 def save_checkpoint(
-    folder: str | Path, model: Transformer, tokenizer: Tokenizer | None, state: Mapping[str, Any]
+    folder: str | Path,
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    state: Mapping[str, Any],
+    others: Iterable[int] = (),
 ) -> None:
     """Save a model folder with its training state, whole or not at all.
 
     Args:
         folder: where to.
         model, tokenizer: as in `directory.save_model`.
-        state: nested dictionaries of tensors and JSON values.
+        state: nested dictionaries of tensors, JSON values, and `parts.Rows` of what other processes have more rows of.
+        others: numbers of the other processes, which call `save_part` for the same folder.
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing else was touched.
     """
@@ -40,6 +48,10 @@ def save_checkpoint(
             write_model(model, temporary, tokenizer)
             (temporary / FOLDER).mkdir()
             flat = dict(_flatten(state))
+            if rows := _rows(flat):
+                write_part(temporary / FOLDER, 0, rows)
+                flat = {key: value for key, value in flat.items() if key not in rows}
+            gather_parts(staging(folder), others, temporary / FOLDER)
             tensors = {key: value.detach().contiguous() for key, value in flat.items() if isinstance(value, Tensor)}
             save_file(tensors, temporary / FOLDER / TENSORS)
             values = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
@@ -51,6 +63,24 @@ def save_checkpoint(
         ) from None
 
 
+def save_part(folder: str | Path, number: int, state: Mapping[str, Any]) -> None:
+    """Save the rows of a state that one process has, for the one that saves the checkpoint.
+
+    Args:
+        folder: the checkpoint's.
+        number: of the process.
+        state: as in `save_checkpoint`; all but `parts.Rows` is left out.
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    write_part(staging(folder), number, _rows(dict(_flatten(state))))
+
+
+def staging(folder: str | Path) -> Path:
+    """Return where parts of a checkpoint lie until all are there."""
+    return Path(folder).with_name(f".{Path(folder).name}{STAGING}")
+
+
 def copy_of_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state whose tensors are copies, in the processor's memory."""
     return {
@@ -58,14 +88,19 @@ def copy_of_state(state: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping)
         else value.detach().to("cpu", copy=True)
         if isinstance(value, Tensor)
+        else replace(value, tensor=value.tensor.detach().to("cpu", copy=True))
+        if isinstance(value, Rows)
         else value
         for key, value in state.items()
     }
 
 
-def load_state(folder: str | Path) -> dict[str, Any]:
+def load_state(folder: str | Path, *, lazily: bool = False) -> dict[str, Any]:
     """Return the training state that `save_checkpoint` put beside a model.
 
+    Args:
+        folder: the checkpoint's.
+        lazily: give what lies in parts as `parts.Parted`, which reads no more rows than are asked for.
     Raises:
         CheckpointError: it is missing or damaged.
     """
@@ -73,6 +108,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     try:
         flat: dict[str, Any] = dict(load_file(path / TENSORS))
         flat |= json.loads((path / VALUES).read_text(encoding="utf-8"))
+        flat |= {key: one if lazily else one[:] for key, one in read_parts(path).items()}
     except (OSError, SafetensorError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: the training state is missing or damaged ({error})") from None
     state: dict[str, Any] = {}
@@ -111,6 +147,10 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rows(flat: Mapping[str, Any]) -> dict[str, Rows]:
+    return {key: value for key, value in flat.items() if isinstance(value, Rows)}
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -99,10 +99,8 @@ class ParallelOptimiser(Optimiser):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, on the first rank, everything that a resumed run needs; all ranks call it."""
-        return {"steps": self.steps} | {
-            group: dict(self.ranks.bring(getattr(self, group), self.rows)) for group in STATE
-        }
+        """Return this rank's rows of everything that a resumed run needs: `checkpoint.parts` puts them together."""
+        return {"steps": self.steps} | {group: self.ranks.written(getattr(self, group), self.rows) for group in STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over this rank's rows of a state that `state_dict` gave, on however many ranks."""
@@ -168,11 +166,11 @@ class ParallelTrainer(Trainer):
     def _weights(self) -> dict[str, Tensor]:
         return {**self.ranks.local_parameters(self.model), **dict(self.model.named_buffers())}
 
-    def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(self.ranks.bring(named, self.rows))
+    def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Any]:
+        return self.ranks.written(named, self.rows)
 
     def _own(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.ranks.own(name, one) if name in self.rows else one for name, one in named.items()}
+        return {name: self.ranks.own(name, one) if name in self.rows else one[:] for name, one in named.items()}
 
     def _gradients(self, batch: Any) -> dict[str, float]:
         pieces = self.ranks.pieces(batch, self.settings.micro_tokens)

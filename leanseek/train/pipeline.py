@@ -23,7 +23,7 @@ from leanseek.data.batches import Batch
 from leanseek.model.config import ModelConfig
 from leanseek.model.experts import Routing
 from leanseek.model.transformer import Transformer
-from leanseek.sections.training import OptimiserSettings, TrainSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.train.balance import expert_counts
 from leanseek.train.expert_parallel import hold_experts
 from leanseek.train.objectives.loss import Loss
@@ -167,7 +167,7 @@ class Pipeline:
         if lengths != self._lengths:
             self._lengths, self._schedule = lengths, self._scheduled(lengths)
         self.pieces, self._counts, self._ends = pieces, [{} for _ in pieces], {}
-        numbers = torch.arange(len(pieces), device=self.ranks.device)
+        numbers = torch.arange(len(pieces))
         begins = (numbers,) if 0 in self.mine else ()
         target = numbers if self.last in self.mine else None
         self._schedule.step(*begins, target=target, return_outputs=False, number=numbers)
@@ -231,7 +231,8 @@ class Pipeline:
             return hidden_TD, so_far
         # The head is part of the span: torch lets go of what a span gives before its weights' gradients are made.
         piece, share = self.pieces[number]
-        self._ends[number] = loss = self.objective.at_the_end(self.model, piece, hidden_TD, so_far)
+        loss = self.objective.at_the_end(self.model, piece, hidden_TD, so_far)
+        self._ends[number] = replace(loss, total=loss.total.detach())
         self._counts[number] |= dict(zip((self.model.config.num_hidden_layers,), loss.counts, strict=False))
         return loss.total * share
 
@@ -259,7 +260,7 @@ class Pipeline:
         counts = [self._counts[number].get(layer, nothing) for layer in layers]
         end = self._ends.get(number)
         if end is not None:
-            return replace(end, total=end.total.detach(), counts=counts)
+            return replace(end, counts=counts)
         figures = dict.fromkeys(self.objective.figures(config, piece), 0.0)
         return Loss(torch.zeros(()), figures, 0, 0, 0, mtp=ahead, counts=counts)
 
@@ -271,27 +272,14 @@ class PipelineOptimiser(ParallelOptimiser):
         model, settings, ranks, rows: as `ParallelOptimiser`.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimiserSettings, ranks: Ranks, rows: Any) -> None:
-        super().__init__(model, settings, ranks, rows)
-        spans, self._twins = ranks.place.spans, None
-        assert spans is not None, "there is a pipeline"
-        holders = spans.holders(EMBEDDING)
-        if len(holders) > 1:
-            # Every rank takes part in making every group.
-            for reader in range(ranks.place.readers):
-                group = dist.new_group([holder * ranks.place.readers + reader for holder in holders])
-                if reader == ranks.place.reader and ranks.place.pipeline_rank in holders:
-                    self._twins = group
-
     def take_gradients(self) -> None:
         """Take over the rows of the gradients, summed over all parts of the batch and both copies of the embedding."""
         for name, local in {**self.matrices, **self.others}.items():
             gradient = self.model_parameters[name].grad
             self.model_parameters[name].grad = None
             local.grad = None if gradient is None else self._summed(name, gradient)
-            if name == EMBEDDING and self._twins is not None:
-                local.grad = torch.zeros_like(local) if local.grad is None else local.grad
-                dist.all_reduce(local.grad, group=self._twins)
+            if name == EMBEDDING:
+                local.grad = self._with_copy(torch.zeros_like(local) if local.grad is None else local.grad)
 
     @torch.no_grad()
     def step(self, lr_factor: float) -> None:
@@ -302,6 +290,19 @@ class PipelineOptimiser(ParallelOptimiser):
             whole = self.model_parameters[name].detach()
             if shards.size() > 1:
                 whole.copy_(self.ranks.gathered(local, shards, whole.shape[0]))
+
+    def _with_copy(self, gradient: Tensor) -> Tensor:
+        """Return the sum of the gradients of the embedding's copies, where there are two; the same bits on both."""
+        place = self.ranks.place
+        assert place.spans is not None, "there is a pipeline"
+        others = [one for one in place.spans.holders(EMBEDDING) if one != place.pipeline_rank]
+        if not others:
+            return gradient
+        found, there = torch.empty_like(gradient), others[0] * place.readers + place.reader
+        both = [(dist.isend, gradient.contiguous()), (dist.irecv, found)]
+        for work in dist.batch_isend_irecv([dist.P2POp(do, one, there, self.ranks.pipeline) for do, one in both]):
+            work.wait()
+        return gradient + found
 
     def _summed(self, name: str, gradient: Tensor) -> Tensor:
         shards, replicas = self.ranks.sharers(name)
@@ -368,7 +369,7 @@ class PipelineTrainer(ParallelTrainer):
     def _weights(self) -> dict[str, Tensor]:
         return {name: one.detach() for name, one in (*self.model.named_parameters(), *self.model.named_buffers())}
 
-    def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _whole(self, named: Mapping[str, Tensor]) -> dict[str, Any]:
         part = self.ranks.place.part
         return super()._whole({n: t[slice(*part(n, t.shape[0]))] if n in self.rows else t for n, t in named.items()})
 

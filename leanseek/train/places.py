@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from leanseek.model.config import ModelConfig
 from leanseek.sections.training import ParallelSettings
 from leanseek.train.spans import Spans
 
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 STACKED = (".experts.gate_up_proj", ".experts.down_proj")
 
 
@@ -112,9 +114,27 @@ class Place:
         """Micro-batches that fill the pipeline."""
         return 1 if self.spans is None else self.spans.count
 
+    @property
+    def writers(self) -> list[int]:
+        """The ranks that write some of a checkpoint: those that have the first copy of anything."""
+        each = max(self.settings.shards, self.settings.experts * self.expert_shards)
+        return [rank for rank in range(self.world) if rank % self.readers < each]
+
+    def writes(self, name: str) -> bool:
+        """Whether this rank's rows of a parameter are those that are written: of several copies, the first."""
+        group = self.settings.experts * self.expert_shards if name.endswith(STACKED) else self.settings.shards
+        first = 0 if self.spans is None else self.spans.holders(name)[0]
+        return self.reader < group and self.pipeline_rank == first
+
     def holds(self, name: str) -> bool:
         """Whether this rank has any of a parameter or a buffer."""
         return self.spans is None or self.pipeline_rank in self.spans.holders(name)
+
+    def reads(self, config: ModelConfig, name: str) -> bool:
+        """Whether this rank needs a tensor of a checkpoint, by its name there: each expert has its own."""
+        found = _EXPERT.search(name)
+        first, last = self.kept(STACKED[0], config.n_routed_experts)
+        return self.holds(name) and (found is None or first <= int(found[1]) < last)
 
     def held(self, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what this rank has of some parameters."""

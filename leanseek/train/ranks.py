@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from leanseek.checkpoint.directory import empty_model
+from leanseek.checkpoint.parts import Rows
 from leanseek.data.batches import IGNORED, Batch
 from leanseek.kernels.threads import available_threads, keep_memory
 from leanseek.model.config import ModelConfig
@@ -159,6 +160,20 @@ class Ranks:
         """Return this rank's rows of a whole parameter."""
         first, last = self.place.rows(name, whole.shape[0])
         return whole[first:last]
+
+    def written(self, parts: Mapping[str, Tensor], rows: Mapping[str, int]) -> dict[str, Rows]:
+        """Return what this rank writes of tensors of which ranks have parts; each row is written by one.
+
+        Args:
+            parts: of parameters, of what is kept for them, or of buffers.
+            rows: of each whole parameter; what is not here is whole on each rank that has it.
+        """
+        found = {}
+        for name, part in parts.items():
+            first, whole = (self.place.rows(name, rows[name])[0], rows[name]) if name in rows else (0, part.shape[0])
+            if self.place.writes(name) and part.shape[0] and (name in rows or self.place.reader == 0):
+                found[name] = Rows(part, first, whole)
+        return found
 
     def whole_model(self, model: Transformer, rows: Mapping[str, int]) -> Transformer | None:
         """Return the model with all its weights on the first rank, None on the others; all ranks call it.

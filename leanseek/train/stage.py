@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from leanseek.checkpoint.background import Background
 from leanseek.checkpoint.directory import copy_of, empty_model, load_model
-from leanseek.checkpoint.resume import check_checkpoint, copy_of_state, load_state, save_checkpoint
+from leanseek.checkpoint.resume import STAGING, check_checkpoint, copy_of_state, load_state, save_checkpoint, save_part
 from leanseek.data.conversations import Conversations
 from leanseek.data.traces import Example
 from leanseek.errors import CheckpointError, DataError, RunError
@@ -85,6 +86,9 @@ class Stage:
         """
         if self.ranks is None:
             return self._newest_whole()
+        if self.ranks.first:
+            for left in self.run.checkpoint(self.name, 0).parent.glob(f".{self.name}-*{STAGING}"):
+                shutil.rmtree(left)  # of ranks that were killed
         found = str(self._newest_whole() or "") if self.ranks.first else None
         said = self.ranks.tell(found)
         return Path(said) if said else None
@@ -111,17 +115,24 @@ class Stage:
     def model(self) -> Transformer:
         """Return the weights to go on from: the stage's last checkpoint, those it starts from, or a fresh start.
 
+        Of several ranks each has only its own filled, where that is whole layers or experts.
+
         Raises:
             RunError: the stage before has left no checkpoint.
         """
-        recipe = self.run.recipe
+        recipe, place = self.run.recipe, None if self.ranks is None else self.ranks.place
         folder = self.newest() or self.before()
+        if folder is not None and place is not None:
+            return load_model(
+                folder, dtype=recipe.dtype, device=recipe.device, wanted=partial(place.reads, self.config)
+            )
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
         config = load_preset(recipe.model).replace(
             bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id
         )
-        return initialise(empty_model(config, dtype=recipe.dtype).to(recipe.device), recipe.seed)
+        empty = empty_model(config, dtype=recipe.dtype).to(recipe.device)
+        return initialise(empty, recipe.seed) if place is None else initialise(empty, recipe.seed, place.holds)
 
     def measured_before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Return what the model was like before the first step, measured once and written down at once."""
@@ -189,15 +200,13 @@ class Stage:
         writes = self.ranks is None or self.ranks.first
         folder = self.run.latest(self.name)
         if folder is not None:
-            trainer.load_state_dict(load_state(folder))
+            trainer.load_state_dict(load_state(folder, lazily=self.ranks is not None))
         if writes:
             self.log.rewind(self.name, trainer.done)
         background = Background()
 
         def save(step: int, state: dict[str, Any]) -> None:
             whole = trainer.whole_model() if isinstance(trainer, ParallelTrainer) else model
-            if whole is None:
-                return
             if settings.write_behind:
                 whole = copy_of(whole) if whole is model else whole
                 background.start(partial(self._write, step, whole, copy_of_state(state)))
@@ -215,8 +224,13 @@ class Stage:
             self.run.update(self.name, {"best": trainer.best})
         return trainer
 
-    def _write(self, step: int, model: Transformer, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and delete those that are not kept."""
-        save_checkpoint(self.run.checkpoint(self.name, step), model, self.tokenizer, state)
+    def _write(self, step: int, model: Transformer | None, state: dict[str, Any]) -> None:
+        """Write a checkpoint, and delete those that are not kept; of several ranks, the first, and the others parts."""
+        folder, place = self.run.checkpoint(self.name, step), None if self.ranks is None else self.ranks.place
+        if model is None:
+            if place is not None and place.rank in place.writers:
+                save_part(folder, place.rank, state)
+            return
+        save_checkpoint(folder, model, self.tokenizer, state, () if place is None else place.writers[1:])
         best = state.get("best") if self.settings.keep_best else None
         self.run.prune(self.name, self.settings.keep_checkpoints, best and best["step"])

@@ -266,8 +266,8 @@ class Trainer:
         """Return all that checkpoints hold of the model and that is here; the very tensors, router biases too."""
         return dict(self.model.state_dict())
 
-    def _whole(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole tensors of those that `_weights` named."""
+    def _whole(self, named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return what is written of the tensors that `_weights` named."""
         return dict(named)
 
     def _own(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from leanseek.checkpoint.directory import load_model
+from leanseek.checkpoint.resume import load_state
 from leanseek.log import RunLog
 from leanseek.run import Run, to_toml
+from leanseek.train.optimisers import Optimiser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -70,6 +72,8 @@ def test_one_process_two_and_four_draw_the_same_curve_and_go_on_from_each_other(
         line = command(run, tmp_path, ranks, *options, "--run", str(done[name]))
         subprocess.run(line, check=True, env=environment(), timeout=300)
     same_curve(done["one"], done["two"])
+    parts = sorted(path.name for path in (Run.open(done["two"]).latest("pretrain") / "resume").glob("part-*"))
+    assert parts == ["part-00000.safetensors", "part-00001.safetensors"], "each rank wrote its rows"
     one, two = (load_model(Run.open(folder).latest("pretrain")) for folder in done.values())
     assert all(torch.isfinite(tensor).all() for tensor in two.state_dict().values())
     assert one.state_dict().keys() == two.state_dict().keys()
@@ -84,6 +88,11 @@ def test_one_process_two_and_four_draw_the_same_curve_and_go_on_from_each_other(
     line = command(run, tmp_path, 4, *share, "--run", str(done["two"]))
     subprocess.run(line, check=True, env=environment(), timeout=300)
     same_curve(done["one"], done["two"])
+    # And what a pipeline has left is what one process goes on from.
+    folder = Run.open(done["two"]).latest("pretrain")
+    optimiser = Optimiser(load_model(folder), run.recipe.pretrain.optimiser)
+    optimiser.load_state_dict(load_state(folder)["optimiser"])
+    assert optimiser.steps == 6 and all(float(one.square().sum()) > 0 for one in optimiser.second.values())
 
 
 @pytest.mark.parametrize("share", [["--parallel.experts", "2"], ["--parallel.pipeline", "2"]])

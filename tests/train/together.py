@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing as mp
 
 import leanseek.train.optimisers as optimisers
+from leanseek.checkpoint.resume import load_state, save_checkpoint, save_part
 from leanseek.cost.ledger import Charge
 from leanseek.data.batches import Batch
 from leanseek.model.config import ModelConfig
@@ -73,8 +74,17 @@ def _work(
     assert kept == ranks.place.held(shapes), "the places say who has what"
     found = train(trainer, batches)
     whole = trainer.whole_model()
-    if whole is not None:
-        found |= {"weights": whole.state_dict(), "flops": meter.flops, "tokens": meter.tokens}
+    checkpoint = port_file + "-1"
+    if whole is None:
+        save_part(checkpoint, rank, found["state"])
+    else:
+        save_checkpoint(checkpoint, whole, None, found["state"], range(1, world))
+        found |= {
+            "state": load_state(checkpoint),
+            "weights": whole.state_dict(),
+            "flops": meter.flops,
+            "tokens": meter.tokens,
+        }
         torch.save(found, port_file + ".found")
     leave()
 

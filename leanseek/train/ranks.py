@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from leanseek.checkpoint.directory import empty_model
@@ -243,7 +244,11 @@ def join(settings: ParallelSettings, config: ModelConfig, device: str) -> Ranks:
     if device == "cuda":
         torch.cuda.set_device(torchrun("LOCAL_RANK", 0))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        # torchrun's store outlives a restart, and with it the addresses of ranks that are dead: each start has its own.
+        store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        store = dist.PrefixStore(f"start-{torchrun('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         atexit.register(leave)
     return Ranks(place(rank, count, settings, config), device)
 

@@ -140,10 +140,6 @@ class PackedDecoder:
         """Return the logits of every token; as `Transformer.decode`."""
         return self.logits(self(tokens_T, segments, cache, routing))
 
-    def decode(self, tokens_T: Tensor, segments: Segments, cache: PagedView, routing: Routing | None = None) -> Tensor:
-        """Return the logits of every token; as `Transformer.decode`."""
-        return self.logits(self(tokens_T, segments, cache, routing))
-
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return logits_TW."""
         return self.model.logits(hidden_TD)

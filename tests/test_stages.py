@@ -18,7 +18,7 @@ import leanseek.checkpoint.resume as resume
 from leanseek import stages
 from leanseek.checkpoint.directory import empty_model, load_model
 from leanseek.cost.fields import missing_fields
-from leanseek.cost.rates import Rates, save_rates
+from leanseek.cost.rates import save_rates
 from leanseek.data.preparation import Preparation, Wishes
 from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
 from leanseek.log import RunLog
@@ -28,6 +28,7 @@ from leanseek.sections.training import OptimiserSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import STATE, Optimiser
+from tests.cost.measured import RATES
 
 COSTS = {"seconds", "tokens", "flops", "joules", "meter", "usd", "peak_memory_bytes"}
 SUMMED = ("seconds", "tokens", "flops", "joules", "usd")
@@ -70,7 +71,7 @@ def test_models_of_every_family_are_made_and_judged(make_run, make_config, quiet
 
 def test_a_measured_machine_says_beforehand_what_a_run_will_take(make_run, quiet, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    save_rates(Rates(0.02, 160e9, 0.0003, 50e9, 80e9, 15e3, 7.0))
+    save_rates(RATES)
     run = make_run()
     stages.make(run, "tokenizer")
     assert "planned: tokenizer" in capsys.readouterr().err

@@ -9,15 +9,14 @@ meanwhile; the machine's cores are the same for both, so that this shows what it
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from process import stage
 from rows import alternate, arguments, publish, repeats, row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,16 +87,8 @@ def run(options: Any, settings: Mapping[str, Any], seed: int, steps: int, proble
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         given = {**SHORT, "steps": steps, "development_problems": 8 if options.quick else problems, **settings}
-        command = [sys.executable, "-m", "leanseek", "grpo", "laptop", "--model", str(options.model)]
-        command += ["--run", str(folder), "--seed", str(seed)]
-        for key, value in given.items():
-            command += [f"--train.{key}", json.dumps(value)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["grpo"]
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [one for one in rows if one.get("stage") == "grpo"]
+        own = {f"train.{key}": value for key, value in given.items()}
+        figures, rows = stage("grpo", "laptop", folder, {"model": str(options.model), "seed": seed, **own})
     shares = [value for name, value in figures.items() if name.startswith("heldout_")]
     curves = {name: [round(one[name], 4) for one in rows if name in one] for name in WATCHED}
     # Steps by their own clock, the first ones, which warm up, left out; evaluation is not among them.

@@ -1,17 +1,20 @@
-"""Process: a server in a process of its own, there while a block runs, and killed at its end without a warning."""
+"""Process: servers there while a block runs, trainers that take steps when told, and stages of runs."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rows import ROOT
 
@@ -61,3 +64,73 @@ def leanseek(model: Path, *options: str | Path, log: Path | None = None) -> Iter
     command = [sys.executable, "-m", "leanseek", "serve", model, "--port", str(port), "--name", "model", *options]
     with running(command, f"{url}/ready", log):
         yield url
+
+
+class Paced:
+    """A process of bench/trainers.py, which takes steps when told.
+
+    Args:
+        python: that it runs in.
+        name: of the trainer.
+        settings: of it.
+    """
+
+    def __init__(self, python: str, name: str, settings: Mapping[str, object]) -> None:
+        command = [python, str(ROOT / "bench" / "trainers.py"), name, json.dumps(settings)]
+        environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": str(settings["threads"])}
+        self.log = tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+        )
+
+    def rate(self, steps: int) -> float:
+        """Take steps; return their tokens a second.
+
+        Raises:
+            RuntimeError: the trainer failed; the last line that it said.
+        """
+        assert self.child.stdin is not None and self.child.stdout is not None
+        try:
+            print(steps, file=self.child.stdin, flush=True)
+            seconds, tokens = json.loads(self.child.stdout.readline())
+        except (OSError, ValueError):
+            self.log.seek(0)
+            said = self.log.read().strip().splitlines() or [""]
+            raise RuntimeError(said[-1][:200]) from None
+        return float(tokens / seconds)
+
+    def close(self) -> None:
+        """End it."""
+        self.child.kill()
+        self.child.wait()
+        for stream in (self.child.stdin, self.child.stdout, self.log):
+            if stream is not None:
+                stream.close()
+
+
+def stage(
+    name: str, recipe: str, folder: Path, options: Mapping[str, object], *, quiet: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Take a run up to the end of a stage; one that was stopped goes on where it was.
+
+    Args:
+        name: the command, and the stage.
+        recipe: its name.
+        folder: the run's.
+        options: further ones of the command, such as {"train.steps": 40}.
+        quiet: False: its progress is shown.
+    Returns:
+        The stage's figures of summary.json, and its rows of metrics.jsonl.
+    Raises:
+        SystemExit: it failed.
+    """
+    command = [sys.executable, "-m", "leanseek", name, recipe, "--run", str(folder)]
+    for key, value in options.items():
+        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=quiet, text=True, check=False)
+    if done.returncode:
+        said = f"\n{done.stdout[-2000:]}{done.stderr[-2000:]}" if quiet else ""
+        raise SystemExit(f"{' '.join(command)}{said}")
+    figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[name]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return figures, [one for one in rows if one.get("stage") == name]

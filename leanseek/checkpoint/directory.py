@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,23 +108,51 @@ def write_model(
     """Write a model's files into a folder that nobody reads yet; no weight is in memory a second time."""
     if max_shard_bytes < 1:
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: at least 1 is needed")
-    config = model.config.to_dict()
-    config["torch_dtype"] = next(name for name, kind in DTYPES.items() if kind == model.lm_head.weight.dtype)
-    config.pop("quantization_config", None)  # of the files that it was read from
-    if "dtype" in config:
-        config["dtype"] = config["torch_dtype"]
-    write_json(folder / "config.json", config)
-    ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+    tensors = {
+        entry.name: (_layout(entry.name, entry.target), partial(_itself, entry.target)) for entry in entries(model)
+    }
+    dtype = next(name for name, kind in DTYPES.items() if kind == model.lm_head.weight.dtype)
+    write_tensors(folder, model.config, dtype, tensors, tokenizer, max_shard_bytes=max_shard_bytes)
+
+
+def write_tensors(
+    folder: Path,
+    config: ModelConfig,
+    dtype: str,
+    tensors: Mapping[str, tuple[Layout, Callable[[], Tensor]]],
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model's files from tensors that are made one at a time.
+
+    Args:
+        folder: that nobody reads yet.
+        config: the shape.
+        dtype: that config.json names.
+        tensors: by name: what it will be in the file, and what makes it.
+        tokenizer, max_shard_bytes: as of `save_model`.
+    """
+    values = config.to_dict()
+    values["torch_dtype"] = dtype
+    values.pop("quantization_config", None)  # of the files that it was read from
+    if "dtype" in values:
+        values["dtype"] = dtype
+    write_json(folder / "config.json", values)
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     write_json(folder / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_p": 1.0})
-    tensors = {entry.name: entry.target for entry in entries(model)}
-    shards = split([_layout(name, tensor) for name, tensor in tensors.items()], max_shard_bytes)
+    shards = split([layout for layout, _ in tensors.values()], max_shard_bytes)
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         with ShardWriter(folder / name, shard) as writer:
             for layout in shard:
-                writer.append(layout.name, bytes_of(tensors[layout.name]))
+                writer.append(layout.name, bytes_of(tensors[layout.name][1]()))
     write_index(folder, shards)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def empty_model(config: ModelConfig, *, dtype: str = "float32", device: str | None = None) -> Transformer:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leanseek.checkpoint.directory import write_model
+from leanseek.checkpoint.merged import write_merged
 from leanseek.checkpoint.parts import Rows, gather_parts, read_parts, write_part
 from leanseek.errors import CheckpointError
 from leanseek.files import new_folder, write_json
@@ -37,7 +38,7 @@ def save_checkpoint(
 
     Args:
         folder: where to.
-        model, tokenizer: as in `directory.save_model`.
+        model, tokenizer: as in `directory.save_model`; packed weights are written as `merged.write_merged` says.
         state: nested dictionaries of tensors, JSON values, and `parts.Rows` of what other processes have more rows of.
         others: numbers of the other processes, which call `save_part` for the same folder.
     Raises:
@@ -45,7 +46,7 @@ def save_checkpoint(
     """
     try:
         with new_folder(folder) as temporary:
-            write_model(model, temporary, tokenizer)
+            (write_model if model.packed_bits is None else write_merged)(model, temporary, tokenizer)
             (temporary / FOLDER).mkdir()
             flat = dict(_flatten(state))
             if rows := _rows(flat):

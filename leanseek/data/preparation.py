@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from leanseek.data.duplicates import NearDuplicates
 from leanseek.data.filters import fault_of
 from leanseek.data.shards import FORMAT, INDEX, PARTS, TOKENIZER, token_type, write_tokens
-from leanseek.data.sources import DATASET, read_documents, read_file, source_files
+from leanseek.data.sources import DATASET, Digest, read_documents, read_file, source_files
 from leanseek.errors import DataError
 from leanseek.files import write_json
 from leanseek.tokens.tokenizer import FIM, Tokenizer
@@ -78,16 +78,14 @@ class Source:
     name: str
     bytes: int
 
-    def documents(self) -> Iterator[str]:
-        """Yield its documents."""
-        return read_documents([self.name]) if self.name.startswith(DATASET) else read_file(Path(self.name))
+    @property
+    def is_dataset(self) -> bool:
+        """Whether its own library looks after it."""
+        return self.name.startswith(DATASET)
 
-    def digest(self) -> str | None:
-        """Return its SHA-256; None for a dataset, which its own library looks after."""
-        if self.name.startswith(DATASET):
-            return None
-        with open(self.name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def documents(self, digest: Digest) -> Iterator[str]:
+        """Yield its documents, and tell a digest the bytes of its file meanwhile."""
+        return read_documents([self.name]) if self.is_dataset else read_file(Path(self.name), digest)
 
 
 class Preparation:
@@ -126,6 +124,8 @@ class Preparation:
             "validation_bytes": 0,
         }
         self._buffers: dict[str, list[Ids]] = {part: [] for part in PARTS}
+        # A stopped preparation reads what it has done once more, so that these have seen every byte in the end.
+        self._digests = [hashlib.sha256() for _ in self.sources]
         self._band_files = 0
         self._new_bands: list[NDArray[np.uint64]] = []
         self._go_on()
@@ -173,8 +173,8 @@ class Preparation:
         to_skip, read, kept = self._state["read"], 0, self._state["kept"]
         batch: list[tuple[str, bool]] = []
         size = seen = 0
-        for source, counts in zip(self.sources, self._state["counts"], strict=True):
-            for text in source.documents():
+        for source, counts, digest in zip(self.sources, self._state["counts"], self._digests, strict=True):
+            for text in source.documents(digest):
                 read += 1
                 if read <= to_skip:
                     continue
@@ -287,9 +287,11 @@ class Preparation:
 
     def _index(self) -> dict[str, Any]:
         state = {**self._state, **self._saved}
+        license = self.wishes.license
+        hashes = [None if s.is_dataset else d.hexdigest() for s, d in zip(self.sources, self._digests, strict=True)]
         sources = [
-            {"source": s.name, "bytes": s.bytes, "sha256": s.digest(), "license": self.wishes.license, **dict(counts)}
-            for s, counts in zip(self.sources, state["counts"], strict=True)
+            {"source": source.name, "bytes": source.bytes, "sha256": sha256, "license": license, **dict(counts)}
+            for source, sha256, counts in zip(self.sources, hashes, state["counts"], strict=True)
         ]
         totals = {part: sum(shard["tokens"] for shard in state["shards"][part]) for part in PARTS}
         return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 from leanseek.errors import DataError
 
@@ -19,6 +20,15 @@ ENCODING = "utf-8-sig"
 LONGEST_DOCUMENT = 2_000_000
 # The longest line of a .jsonl file, in characters: one document with all that stands beside its text.
 LONGEST_LINE = 64_000_000
+# Bytes that are read from a file at once.
+READ_BYTES = 1 << 20
+
+
+class Digest(Protocol):
+    """What is told a file's bytes while they are read: any of hashlib's."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take the next bytes."""
 
 
 def source_files(sources: Sequence[str]) -> list[Path]:
@@ -66,11 +76,16 @@ def read_documents(sources: Sequence[str]) -> Iterator[str]:
             yield from read_file(path)
 
 
-def read_file(path: Path) -> Iterator[str]:
-    """Yield one file's documents; as `read_documents`."""
+def read_file(path: Path, digest: Digest | None = None) -> Iterator[str]:
+    """Yield one file's documents; as `read_documents`.
+
+    Args:
+        path: of the file.
+        digest: is told all its bytes by the time that the last document was given.
+    """
     read = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix]
     try:
-        yield from _pieces(read(path))
+        yield from _pieces(read(path, digest))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error})") from None
     except OSError as error:
@@ -92,9 +107,33 @@ def _pieces(texts: Iterator[str]) -> Iterator[str]:
                 yield piece
 
 
-def _txt(path: Path) -> Iterator[str]:
+class _Watched(io.RawIOBase):
+    """A file that is read once, from its beginning to its end, and tells a digest all that it gives."""
+
+    def __init__(self, path: Path, digest: Digest | None) -> None:
+        self._file, self._digest = path.open("rb", buffering=0), digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._file.readinto(buffer) or 0
+        if self._digest is not None:
+            self._digest.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _opened(path: Path, digest: Digest | None) -> TextIO:
+    return io.TextIOWrapper(io.BufferedReader(_Watched(path, digest), READ_BYTES), encoding=ENCODING)
+
+
+def _txt(path: Path, digest: Digest | None) -> Iterator[str]:
     """One document, in parts where it is longer than one may be."""
-    with path.open(encoding=ENCODING) as file:
+    with _opened(path, digest) as file:
         rest = ""
         while block := file.read(LONGEST_DOCUMENT + 1 - len(rest)):
             rest += block
@@ -105,8 +144,8 @@ def _txt(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding=ENCODING) as file:
+def _jsonl(path: Path, digest: Digest | None) -> Iterator[str]:
+    with _opened(path, digest) as file:
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
@@ -119,7 +158,11 @@ def _jsonl(path: Path) -> Iterator[str]:
                 yield _text_of(line, f"{path}, line {number}")
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path, digest: Digest | None) -> Iterator[str]:
+    if digest is not None:  # its columns are read by jumps, so its hash takes a reading of its own
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(READ_BYTES):
+                digest.update(memoryview(block))
     parquet = _library("pyarrow.parquet", f"{path}: reading Parquet files")
     arrow = importlib.import_module("pyarrow")
     try:

@@ -17,6 +17,7 @@ a channel that stands out would take the others' bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,13 @@ from torch import Tensor
 from leanseek.errors import KernelError
 from leanseek.kernels import native
 from leanseek.kernels.registry import chosen, native_implementation, reference
+from leanseek.kernels.swiglu import weighted_swiglu_gradient
 
 LAYOUT = 2
 PANEL, GROUP = 16, 32
 BITS = (4, 8)
+# Numbers of a packed weight that are there as fp32 at once, where a gradient flows back through it.
+TILE_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +124,13 @@ def packed_linear(x_TD: Tensor, weight: Packed) -> Tensor:
         x_TD: [..., D], any float type, on the CPU.
         weight: not a stack.
     Returns:
-        [..., O], in the type of `x_TD`. A number that is not finite makes its whole row not a number.
+        [..., O], in the type of `x_TD`. A number that is not finite makes its whole row not a number. The gradient of
+        `x_TD` is that of the product with the numbers that the weight stands for; that activations are rounded is
+        passed over (straight through).
     """
+    if torch.is_grad_enabled() and x_TD.requires_grad:
+        learnt: Tensor = _PackedLinear.apply(x_TD, weight)
+        return learnt
     flat = x_TD.reshape(-1, x_TD.shape[-1])
     function = chosen("packed_linear") or packed_linear_reference
     out: Tensor = function(flat.float(), weight)
@@ -138,13 +147,71 @@ def packed_experts(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up
         gate_up: a stack of E, gate and up.
         down: a stack of E.
     Returns:
-        [T, D], in the type of `x_TD`. Each row is the same whatever the other rows are.
+        [T, D], in the type of `x_TD`. Each row is the same whatever the other rows are. Gradients of `x_TD` and
+        `weights_TK` as of `packed_linear`.
     Raises:
         KernelError: a choice is none of the experts.
     """
+    if torch.is_grad_enabled() and (x_TD.requires_grad or weights_TK.requires_grad):
+        learnt: Tensor = _PackedExperts.apply(x_TD, weights_TK, experts_TK, gate_up, down)
+        return learnt
     function = chosen("packed_experts") or packed_experts_reference
     out: Tensor = function(x_TD.float(), weights_TK.float(), experts_TK, gate_up, down)
     return out.to(x_TD.dtype)
+
+
+class _PackedLinear(torch.autograd.Function):
+    """The product, and the gradient of its input through a few rows of the weight at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight: Packed) -> Tensor:
+        ctx.weight = weight
+        return packed_linear(x_TD, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight: Packed = ctx.weight
+        gradient_TO = gradients[0].reshape(-1, weight.outputs).float()
+        gradient_TD = gradient_TO.new_zeros(gradient_TO.shape[0], weight.inputs)
+        step = max(TILE_NUMBERS // (weight.inputs * PANEL), 1)
+        for panel in range(0, -(-weight.outputs // PANEL), step):
+            first, last = panel * PANEL, min((panel + step) * PANEL, weight.outputs)
+            part = Packed(
+                weight.codes[panel : panel + step], weight.scales[panel : panel + step], last - first, weight.inputs
+            )
+            gradient_TD.addmm_(gradient_TO[:, first:last], unpack(part))
+        return gradient_TD.to(gradients[0].dtype).view(*gradients[0].shape[:-1], weight.inputs), None
+
+
+class _PackedExperts(torch.autograd.Function):
+    """The experts, and the gradients of their input and mixing weights through one expert's weights at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up: Packed, down: Packed
+    ) -> Tensor:
+        ctx.save_for_backward(x_TD, weights_TK, experts_TK)
+        ctx.packed = (gate_up, down)
+        return packed_experts(x_TD, weights_TK, experts_TK, gate_up, down)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, weights_TK, experts_TK = ctx.saved_tensors
+        gradient_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+        weights_gradient_TK = torch.zeros_like(weights_TK, dtype=torch.float32)
+        for expert in experts_TK.unique().tolist():
+            rows, places = (experts_TK == expert).nonzero(as_tuple=True)
+            gate_up_FD, down_DF = (
+                unpack(Packed(one.codes[expert], one.scales[expert], one.outputs, one.inputs)) for one in ctx.packed
+            )
+            gate_up_MF = x_TD.index_select(0, rows).float() @ gate_up_FD.t()
+            hidden_gradient_MF = gradients[0].index_select(0, rows).float() @ down_DF
+            gate_up_gradient_MF, of_weights_M, _ = weighted_swiglu_gradient(
+                gate_up_MF, weights_TK[rows, places].float(), hidden_gradient_MF
+            )
+            gradient_TD.index_add_(0, rows, gate_up_gradient_MF @ gate_up_FD)
+            weights_gradient_TK[rows, places] = of_weights_M
+        return gradient_TD.to(x_TD.dtype), weights_gradient_TK.to(weights_TK.dtype), None, None, None
 
 
 def unpack(weight: Packed) -> Tensor:

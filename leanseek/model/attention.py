@@ -128,7 +128,8 @@ class LatentAttention(nn.Module):
         """Rebuild every head's keys and values, then attend as plain multi-head attention."""
         narrows = indexed is not None and segments.longest > indexed.topk
         q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
-        if self.kv_b_proj.packed is not None and segments.prefixes is None and not narrows:
+        flash = self.kv_b_proj.packed is not None and not torch.is_grad_enabled()  # it has no gradient
+        if flash and segments.prefixes is None and not narrows:
             return self._flash(q_THD, latent_TL, k_rope_TR.squeeze(1), segments, segments.starts)
         k_nope_THN, v_THV = self._rebuilt(latent_TL)
         k_THD = torch.cat((k_nope_THN, k_rope_TR.expand(-1, self.heads, -1)), dim=-1)

@@ -153,7 +153,7 @@ class Experts(nn.Module):
         return routed_experts(x_TD, weights_TK, experts_TK, self.gate_up_proj, self.down_proj)
 
     def hold(self, gate_up: Packed, down: Packed) -> None:
-        """Have packed stacks in place of the plain ones: for inference alone."""
+        """Have packed stacks in place of the plain ones."""
         del self.gate_up_proj, self.down_proj
         self.packed = (gate_up, down)
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import add_rms_norm, rms_norm
 from leanseek.kernels.packed import Packed, packed_experts, packed_linear
+from leanseek.kernels.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +34,28 @@ class RMSNorm(nn.Module):
         return add_rms_norm(x_TD, residual_TD, self.weight, self.eps)
 
 
+class LowRank(nn.Module):
+    """scale B A x: a low-rank update that stands beside a weight which cannot be written, as a packed one.
+
+    Args:
+        a_RD, b_OR: its factors.
+        scale: on their product.
+    Source: Hu et al. 2021 (arXiv 2106.09685) section 4.1.
+    """
+
+    def __init__(self, a_RD: nn.Parameter, b_OR: nn.Parameter, scale: float) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = a_RD, b_OR, scale
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Apply it."""
+        return linear(linear(x_TD, self.a), self.b) * self.scale
+
+    def product(self) -> Tensor:
+        """Return what it adds to the weight, [out, in]."""
+        return (self.b @ self.a) * self.scale
+
+
 class Linear(nn.Module):
     """y = W x; W is [out, in], as checkpoints store it, or packed. Only dense students have a bias."""
 
@@ -42,18 +64,26 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.low_rank: LowRank | None = None
         if bias:
             self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Multiply by the weight, transposed."""
         out_TD = linear(x_TD, self.weight) if self.packed is None else packed_linear(x_TD, self.packed)
+        if self.low_rank is not None:
+            out_TD = out_TD + self.low_rank(x_TD)
         return out_TD + self.bias if hasattr(self, "bias") else out_TD
 
     def hold(self, packed: Packed) -> None:
-        """Have a packed weight in place of the plain one: for inference alone."""
+        """Have a packed weight in place of the plain one; it learns by a low-rank update beside it alone."""
         del self.weight
         self.packed = packed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return (self.packed.outputs, self.packed.inputs) if self.packed is not None else tuple(self.weight.shape)
 
 
 class LayerNorm(nn.Module):
@@ -109,9 +139,9 @@ class SwiGLU(nn.Module):
         if self.packed is not None:  # the one expert of a mixture
             rows = x_TD.shape[0]
             return packed_experts(x_TD, x_TD.new_ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int64), *self.packed)
-        return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
     def hold(self, gate_up: Packed, down: Packed) -> None:
-        """Have packed weights, stacks of one, in place of the plain ones: for inference alone."""
+        """Have packed weights, stacks of one, in place of the plain ones."""
         del self.gate_proj, self.up_proj, self.down_proj
         self.packed = (gate_up, down)

@@ -114,6 +114,11 @@ class Transformer(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def packed_bits(self) -> int | None:
+        """Bits of the packed weights' numbers; None: weights are plain."""
+        return None if self.lm_head.packed is None else self.lm_head.packed.bits
+
+    @property
     def moe_layers(self) -> list[DeepSeekMoE]:
         """The mixtures of experts of the main layers, in order."""
         main = self.model.layers[: self.config.num_hidden_layers]

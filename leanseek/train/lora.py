@@ -1,8 +1,9 @@
-"""Lora: low-rank updates of chosen layers in place of full training; the weights in memory are always the merged ones.
+"""Lora: low-rank updates of chosen layers in place of full training.
 
-W = W0 + alpha / rank B A is written into the model after every step, so that engine, objective and checkpoint see an
-ordinary model. The gradients of A and B follow from that of W, which the trainer computes anyhow: what is saved is the
-optimiser's state, and the gradients of all layers that are not adapted.
+Plain weights in memory are always the merged ones: W0 + alpha / rank B A is written into the model after every
+step, so that engine, objective and checkpoint see an ordinary model. The gradients of A and B follow from that of W,
+which the trainer computes anyhow: what is saved is the optimiser's state, and the gradients of all layers that are not
+adapted. Packed weights (int8, int4) cannot be written: there A and B stand beside them, and only they have gradients.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanseek.errors import ConfigError, nearest
-from leanseek.model.layers import Linear
+from leanseek.model.layers import Linear, LowRank
 from leanseek.model.transformer import Transformer
 from leanseek.sections.training import LoraSettings, OptimiserSettings
 from leanseek.train.optimisers import Optimiser
@@ -46,23 +47,13 @@ class Lora:
         seed: int = 0,
     ) -> None:
         self.scale = alpha / rank
-        self.weights = {name: layer.weight for name, layer in _chosen(model, targets).items()}
+        layers = _chosen(model, targets)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        self.base: dict[str, Tensor] = {}
-        self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        factors = nn.Module()
-        for name, weight in self.weights.items():
-            weight.requires_grad_(True)
-            self.base[name] = weight.detach().float().clone()
-            outputs, inputs = weight.shape
-            a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
-            pair = nn.Parameter(a.to(weight.device)), nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
-            self.factors[name] = pair
-            for side, parameter in zip("AB", pair, strict=True):
-                factors.register_parameter(f"{name.replace('.', '/')}/{side}", parameter)
-        self.inner = Optimiser(factors, settings)
+        self.factors = _factors(layers, rank, seed, model.device)
+        self.inner = _optimiser(self.factors, settings)
+        self.weights = {name: layer.weight.requires_grad_(True) for name, layer in layers.items()}
+        self.base = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
 
     @property
     def settings(self) -> OptimiserSettings:
@@ -98,18 +89,70 @@ class Lora:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs: the weights without the updates among it."""
-        a = {name: pair[0].detach() for name, pair in self.factors.items()}
-        b = {name: pair[1].detach() for name, pair in self.factors.items()}
-        return {"inner": self.inner.state_dict(), "base": self.base, "a": a, "b": b}
+        return {"inner": self.inner.state_dict(), "base": self.base, **_state_of(self.factors)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` gave; the model's weights are the merged ones already."""
         self.inner.load_state_dict(state["inner"])
-        for name, (a, b) in self.factors.items():
-            self.base[name].copy_(state["base"][name])
-            a.copy_(state["a"][name])
-            b.copy_(state["b"][name])
+        _load(self.factors, state)
+        for name, base in self.base.items():
+            base.copy_(state["base"][name])
+
+
+class PackedLora:
+    """Trains A and B beside the packed weights of a model; arguments as of `Lora`.
+
+    What can be adapted are attention's layers: MLPs and experts are packed as one.
+
+    Raises:
+        ConfigError: a target that the model does not have, or that is packed with others.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        settings: OptimiserSettings,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        layers = _chosen(model, targets)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.factors = _factors(layers, rank, seed, model.device)
+        for name, layer in layers.items():
+            layer.low_rank = LowRank(*self.factors[name], alpha / rank)
+        self.inner = _optimiser(self.factors, settings)
+
+    @property
+    def settings(self) -> OptimiserSettings:
+        """Of the optimiser of A and B."""
+        return self.inner.settings
+
+    def clip(self) -> float:
+        """Scale the gradients; return their norm before."""
+        return self.inner.clip()
+
+    def step(self, lr_factor: float) -> None:
+        """Apply one update to A and B."""
+        self.inner.step(lr_factor)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.inner.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs beside the packed weights."""
+        return {"inner": self.inner.state_dict(), **_state_of(self.factors)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` gave."""
+        self.inner.load_state_dict(state["inner"])
+        _load(self.factors, state)
 
 
 def optimiser_of(settings: LoraSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:
@@ -122,7 +165,45 @@ def optimiser_of(settings: LoraSettings, seed: int) -> Callable[[Transformer, Op
     if not settings.lora_rank:
         return Optimiser
     rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
-    return lambda model, own: Lora(model, own, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    def make(model: Transformer, own: OptimiserSettings) -> Any:
+        kind = Lora if model.packed_bits is None else PackedLora
+        return kind(model, own, rank=rank, alpha=alpha, targets=targets, seed=seed)
+
+    return make
+
+
+Factors = dict[str, tuple[nn.Parameter, nn.Parameter]]
+
+
+def _factors(layers: Mapping[str, Linear], rank: int, seed: int, device: torch.device) -> Factors:
+    """Return each layer's A [rank, in] and B [out, rank], the latter noughts, by the names of the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    found: Factors = {}
+    for name, layer in layers.items():
+        outputs, inputs = layer.shape
+        a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
+        found[name] = nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(outputs, rank, device=device))
+    return found
+
+
+def _optimiser(factors: Factors, settings: OptimiserSettings) -> Optimiser:
+    module = nn.Module()
+    for name, pair in factors.items():
+        for side, parameter in zip("AB", pair, strict=True):
+            module.register_parameter(f"{name.replace('.', '/')}/{side}", parameter)
+    return Optimiser(module, settings)
+
+
+def _state_of(factors: Factors) -> dict[str, Any]:
+    a = {name: pair[0].detach() for name, pair in factors.items()}
+    return {"a": a, "b": {name: pair[1].detach() for name, pair in factors.items()}}
+
+
+def _load(factors: Factors, state: Mapping[str, Any]) -> None:
+    for name, (a, b) in factors.items():
+        a.copy_(state["a"][name])
+        b.copy_(state["b"][name])
 
 
 def _chosen(model: Transformer, targets: Sequence[str]) -> dict[str, Linear]:

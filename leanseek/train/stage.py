@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from leanseek.checkpoint.background import Background
+from leanseek.checkpoint.convert import read_config
 from leanseek.checkpoint.directory import copy_of, empty_model, load_model
+from leanseek.checkpoint.packed import form_of, load_packed
 from leanseek.checkpoint.resume import STAGING, check_checkpoint, copy_of_state, load_state, save_checkpoint, save_part
 from leanseek.data.conversations import Conversations
 from leanseek.data.traces import Example
-from leanseek.errors import CheckpointError, DataError, RunError
+from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
 from leanseek.log import RunLog, progress, say
 from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
 from leanseek.run import Run
 from leanseek.sections.training import OptimiserSettings, TrainSettings
+from leanseek.sections.tuning import SftSettings
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.optimisers import Optimiser
@@ -121,7 +124,10 @@ class Stage:
             RunError: the stage before has left no checkpoint.
         """
         recipe, place = self.run.recipe, None if self.ranks is None else self.ranks.place
-        folder = self.newest() or self.before()
+        newest, before = self.newest(), self.before()
+        if before is not None and (form := form_of(read_config(before))) is not None:
+            return self._packed(before, form)
+        folder = newest or before
         if folder is not None and place is not None:
             return load_model(
                 folder, dtype=recipe.dtype, device=recipe.device, wanted=partial(place.reads, self.config)
@@ -133,6 +139,22 @@ class Stage:
         )
         empty = empty_model(config, dtype=recipe.dtype).to(recipe.device)
         return initialise(empty, recipe.seed) if place is None else initialise(empty, recipe.seed, place.holds)
+
+    def _packed(self, folder: Path, form: str) -> Transformer:
+        """Return a model with packed weights, which low-rank updates will stand beside.
+
+        Raises:
+            ConfigError: the stage would write them.
+        """
+        settings = self.settings
+        if not isinstance(settings, SftSettings) or settings.data is None or not settings.lora_rank:
+            raise ConfigError(
+                f"{folder} is packed as {form}, and packed weights are not written: learn by low-rank updates beside "
+                "them (leanseek sft --train.lora_rank 8), or start from the plain folder"
+            )
+        if self.run.recipe.device != "cpu":
+            raise ConfigError(f"{folder} is packed as {form}, which is for --device cpu; start from the plain folder")
+        return load_packed(folder, form)
 
     def measured_before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Return what the model was like before the first step, measured once and written down at once."""
@@ -207,7 +229,7 @@ class Stage:
 
         def save(step: int, state: dict[str, Any]) -> None:
             whole = trainer.whole_model() if isinstance(trainer, ParallelTrainer) else model
-            if settings.write_behind:
+            if settings.write_behind and model.packed_bits is None:
                 whole = copy_of(whole) if whole is model else whole
                 background.start(partial(self._write, step, whole, copy_of_state(state)))
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import leanseek.kernels.packed as module
 from leanseek.errors import KernelError
 from leanseek.kernels import native
 from leanseek.kernels.experts import experts_reference
@@ -149,3 +150,34 @@ def test_any_number_of_threads_gives_the_same(bits):
         assert all(torch.equal(packed_linear(x, weight), alone) for _ in range(50))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tile", [64, 1 << 22])
+def test_a_gradient_flows_back_through_the_numbers_that_a_weight_stands_for(bits, tile, monkeypatch):
+    monkeypatch.setattr(module, "TILE_NUMBERS", tile)
+    weight, x = pack(random(45, 77), bits), random(9, 77, seed=1).requires_grad_()
+    gradient = random(9, 45, seed=2)
+    out = packed_linear(x, weight)
+    assert torch.equal(out.detach(), packed_linear(x.detach(), weight))
+    (mine,) = torch.autograd.grad(out, x, gradient)
+    # Exact but for the order of fp32 sums.
+    assert torch.allclose(mine, gradient @ unpack(weight), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_gradients_of_experts_are_near_those_of_the_numbers_that_they_stand_for(bits):
+    tokens, dim, width, experts = 40, 64, 48, 6
+    plain = random(experts, 2 * width, dim) / dim**0.5, random(experts, dim, width, seed=1) / width**0.5
+    gate_up, down = stacked(*plain, bits)
+    x, weights = random(tokens, dim, seed=2), torch.rand(tokens, 2, generator=torch.Generator().manual_seed(3))
+    chosen = torch.rand(tokens, experts - 1, generator=torch.Generator().manual_seed(4)).argsort(-1)[:, :2]
+    gradient = random(tokens, dim, seed=5)
+    found = []
+    for function, stacks in ((packed_experts, (gate_up, down)), (experts_reference, (unpack(gate_up), unpack(down)))):
+        leaves = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        out = function(*leaves, chosen, *stacks)
+        found.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
+    for mine, exact, most in zip(*found, (2e-2, 1e-5, 1e-5), strict=True):
+        # Forward, activations are rounded to int8 twice; backward nothing is.
+        assert (mine - exact).norm() <= most * exact.norm()

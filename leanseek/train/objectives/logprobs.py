@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from leanseek.kernels.linear import linear
 from leanseek.model.transformer import Transformer
@@ -65,6 +66,17 @@ def token_logprobs(
     rows = len(targets_M) if most_logits is None else max(1, most_logits // model.config.vocab_size)
     if rows >= len(targets_M):
         return -F.cross_entropy(_scaled(model.logits(hidden_MD), temperature, support), targets_M, reduction="none")
+    if model.lm_head.packed is not None:  # it has no gradient of its own to be added up
+
+        def tile(some_MD: Tensor, some_M: Tensor, part: Support | None) -> Tensor:
+            return -F.cross_entropy(_scaled(model.logits(some_MD), temperature, part), some_M, reduction="none")
+
+        return torch.cat(
+            [
+                checkpoint(tile, hidden_MD[first:last], targets_M[first:last], part, use_reentrant=False)
+                for first, last, part in _tiles(len(targets_M), rows, support)
+            ]
+        )
     out: Tensor = _Tiles.apply(hidden_MD, model.lm_head.weight, targets_M, temperature, rows, support)
     return out
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanseek.kernels.invariance import is_invariant, silu
-from leanseek.kernels.linear import LEAST_ROWS, linear, product, product_of_columns
-from leanseek.kernels.swiglu import weighted_swiglu, weighted_swiglu_gradient
+from leanseek.kernels.linear import LEAST_ROWS, linear, product
 
 # Up to this many choices torch's `grouped_mm` without gradient is the fastest form (`bench/moe.py`).
 FEW_CHOICES = 256
@@ -153,30 +152,50 @@ class _RoutedExperts(torch.autograd.Function):
         order, rows, bounds = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
         x_MD = x_TD.index_select(0, rows)
         gate_up_MF = _grouped(x_MD, gate_up_EFD, bounds)
+        gate, up = gate_up_MF.chunk(2, dim=-1)
+        down_MD = _grouped(F.silu(gate).mul_(up), down_EDF, bounds)
         weights_M = weights_TK.reshape(-1).index_select(0, order)
-        # The mixing weight goes in before the last product: nothing of that product need be kept.
-        down_MD = _grouped(weighted_swiglu(gate_up_MF, weights_M), down_EDF, bounds)
-        out_TD = torch.zeros_like(x_TD).index_add_(0, rows, down_MD)
-        ctx.save_for_backward(x_MD, gate_up_MF, weights_M, order, rows, gate_up_EFD, down_EDF)
+        out_TD = torch.zeros_like(x_TD).index_add_(0, rows, down_MD * weights_M.unsqueeze(1).to(down_MD.dtype))
+        ctx.save_for_backward(x_MD, gate_up_MF, down_MD, weights_M, order, rows, gate_up_EFD, down_EDF)
         ctx.bounds, ctx.shapes = bounds, (x_TD.shape, weights_TK.shape)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_MD, gate_up_MF, weights_M, order, rows, gate_up_EFD, down_EDF = ctx.saved_tensors
+        x_MD, gate_up_MF, down_MD, weights_M, order, rows, gate_up_EFD, down_EDF = ctx.saved_tensors
         out_gradient_MD = gradients[0].index_select(0, rows)
-        hidden_gradient_MF = _grouped(out_gradient_MD, down_EDF.mT, ctx.bounds)
-        gate_up_gradient_MF, weights_gradient_M, hidden_MF = weighted_swiglu_gradient(
-            gate_up_MF, weights_M, hidden_gradient_MF
-        )
-        weights_gradient_TK = torch.empty_like(weights_M).index_copy_(0, order, weights_gradient_M.to(weights_M.dtype))
-        x_gradient_MD = _grouped(gate_up_gradient_MF, gate_up_EFD.mT, ctx.bounds)
-        gate_up_gradient, down_gradient = torch.zeros_like(gate_up_EFD), torch.zeros_like(down_EDF)
+        weights_gradient = torch.empty_like(weights_M)
+        weights_gradient[...] = (out_gradient_MD * down_MD).sum(-1)
+        weights_gradient_TK = torch.empty_like(weights_M).index_copy_(0, order, weights_gradient)
+        out_gradient_MD = out_gradient_MD * weights_M.unsqueeze(1).to(out_gradient_MD.dtype)
+
+        gate, up = gate_up_MF.chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        activated = gate * sigmoid
+        hidden_MF = activated * up
+        hidden_gradient = torch.empty_like(hidden_MF)
+        gate_up_gradient_MF = torch.empty_like(gate_up_MF)
+        x_gradient_MD = torch.empty_like(x_MD)
+        gate_up_gradient = torch.zeros_like(gate_up_EFD)
+        down_gradient = torch.zeros_like(down_EDF)
         start = 0
         for expert, end in enumerate(ctx.bounds):
             if end > start:
-                down_gradient[expert] = product_of_columns(out_gradient_MD[start:end], hidden_MF[start:end])
-                gate_up_gradient[expert] = product_of_columns(gate_up_gradient_MF[start:end], x_MD[start:end])
+                piece = out_gradient_MD[start:end]
+                hidden_gradient[start:end] = product(piece, down_EDF[expert].t())
+                down_gradient[expert] = product(piece.t(), hidden_MF[start:end].t())
+            start = end
+        half = gate.shape[1]
+        torch.mul(hidden_gradient, activated, out=gate_up_gradient_MF[:, half:])
+        # d silu(g) / dg = s (1 + g (1 - s)) with s = sigmoid(g)
+        slope = sigmoid.mul_(torch.addcmul(torch.ones_like(gate), gate, 1 - sigmoid))
+        torch.mul(hidden_gradient.mul_(up), slope, out=gate_up_gradient_MF[:, :half])
+        start = 0
+        for expert, end in enumerate(ctx.bounds):
+            if end > start:
+                piece = gate_up_gradient_MF[start:end]
+                x_gradient_MD[start:end] = product(piece, gate_up_EFD[expert].t())
+                gate_up_gradient[expert] = product(piece.t(), x_MD[start:end].t())
             start = end
         shape, weights_shape = ctx.shapes
         x_gradient_TD = x_MD.new_zeros(shape).index_add_(0, rows, x_gradient_MD)

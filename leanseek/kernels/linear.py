@@ -54,17 +54,6 @@ def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     return _onednn(a_MK, b_NK) if _suits(a_MK, b_NK) else torch.mm(a_MK, b_NK.t())
 
 
-def product_of_columns(a_TM: Tensor, b_TN: Tensor) -> Tensor:
-    """Return a^T b of two matrices, as weights' gradients are; no gradient.
-
-    oneDNN lays the left one out anew, for which the narrower is taken. The right one must lie as a whole: of a view
-    with gaps it makes a product by its slowest loops.
-    """
-    if a_TM.shape[1] <= b_TN.shape[1] or not a_TM.is_contiguous():
-        return product(a_TM.t(), b_TN.contiguous().t())
-    return product(b_TN.t(), a_TM.t()).t()
-
-
 @cache
 def onednn_is_faster() -> bool:
     """Whether this process multiplies fp32 matrices by oneDNN: an AMD processor with AVX-512, and a torch that can."""
@@ -124,5 +113,5 @@ class _Linear(torch.autograd.Function):
         gradient_TO = gradients[0]
         return (
             _onednn(gradient_TO, weight_OD.t()) if ctx.needs_input_grad[0] else None,
-            product_of_columns(gradient_TO, x_TD) if ctx.needs_input_grad[1] else None,
+            _onednn(gradient_TO.t(), x_TD.t()) if ctx.needs_input_grad[1] else None,
         )

@@ -26,7 +26,6 @@ from torch import Tensor
 from leanseek.errors import KernelError
 from leanseek.kernels import native
 from leanseek.kernels.registry import chosen, native_implementation, reference
-from leanseek.kernels.swiglu import weighted_swiglu_gradient
 
 LAYOUT = 2
 PANEL, GROUP = 16, 32
@@ -206,9 +205,14 @@ class _PackedExperts(torch.autograd.Function):
             )
             gate_up_MF = x_TD.index_select(0, rows).float() @ gate_up_FD.t()
             hidden_gradient_MF = gradients[0].index_select(0, rows).float() @ down_DF
-            gate_up_gradient_MF, of_weights_M, _ = weighted_swiglu_gradient(
-                gate_up_MF, weights_TK[rows, places].float(), hidden_gradient_MF
-            )
+            gate_MF, up_MF = gate_up_MF.chunk(2, dim=-1)
+            sigmoid_MF = torch.sigmoid(gate_MF)
+            activated_MF = gate_MF * sigmoid_MF
+            of_weights_M = (hidden_gradient_MF * activated_MF * up_MF).sum(-1)
+            hidden_gradient_MF = hidden_gradient_MF * weights_TK[rows, places].float().unsqueeze(1)
+            # d silu(g) / dg = s (1 + g (1 - s)) with s = sigmoid(g)
+            of_gate_MF = hidden_gradient_MF * up_MF * sigmoid_MF * (1 + gate_MF * (1 - sigmoid_MF))
+            gate_up_gradient_MF = torch.cat((of_gate_MF, hidden_gradient_MF * activated_MF), dim=-1)
             gradient_TD.index_add_(0, rows, gate_up_gradient_MF @ gate_up_FD)
             weights_gradient_TK[rows, places] = of_weights_M
         return gradient_TD.to(x_TD.dtype), weights_gradient_TK.to(weights_TK.dtype), None, None, None

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import add_rms_norm, rms_norm
 from leanseek.kernels.packed import Packed, packed_experts, packed_linear
-from leanseek.kernels.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -139,7 +139,7 @@ class SwiGLU(nn.Module):
         if self.packed is not None:  # the one expert of a mixture
             rows = x_TD.shape[0]
             return packed_experts(x_TD, x_TD.new_ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int64), *self.packed)
-        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
     def hold(self, gate_up: Packed, down: Packed) -> None:
         """Have packed weights, stacks of one, in place of the plain ones."""

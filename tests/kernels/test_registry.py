@@ -7,7 +7,7 @@ import torch
 
 from leanseek.checkpoint.packed import random_packed
 from leanseek.errors import ConfigError
-from leanseek.kernels import native, norm, registry, swiglu
+from leanseek.kernels import native, norm, registry
 from leanseek.kernels.packed import BITS, empty_packed
 from leanseek.kernels.stack import Panels
 from leanseek.model.cache import ContiguousCache
@@ -84,11 +84,6 @@ def _texts(rows):
     return _random(rows, 3, 30), kv, _random(key, 8, seed=2), spans_S4, 0.3
 
 
-def _gate_up(rows):
-    """Return the halves of one matrix, as experts have them."""
-    return (4 * _random(rows, 2 * 77)).chunk(2, dim=-1)
-
-
 EXAMPLES = {
     **{
         f"{op} {bits}": make
@@ -103,18 +98,6 @@ EXAMPLES = {
     "panels_linear": lambda rows, dtype: (_random(rows, 77), Panels.of(_random(45, 77, seed=1))),
     "packed_decode": lambda rows, dtype: _packed_decoding(rows),
     "flash_attention": lambda rows, dtype: _texts(rows),
-    "swiglu": lambda rows, dtype: (*_gate_up(rows), None),
-    "swiglu weighted": lambda rows, dtype: (*_gate_up(rows), _random(rows, seed=2)),
-    "swiglu_gradient": lambda rows, dtype: (*_gate_up(rows), None, _random(rows, 77, seed=3), *_gate_up(rows)),
-    "swiglu_gradient weighted": lambda rows, dtype: (
-        *(*_gate_up(rows), _random(rows, seed=2), _random(rows, 77, seed=3), *_gate_up(rows)),
-    ),
-    "rms_norm_gradient": lambda rows, dtype: (
-        *(_random(rows, 77), _random(77, seed=1), _random(rows, 77, seed=2), None, 1e-6),
-    ),
-    "rms_norm_gradient added": lambda rows, dtype: (
-        *(_random(rows, 77), _random(77, seed=1), _random(rows, 77, seed=2), _random(rows, 77, seed=3), 1e-6),
-    ),
     "rms_norm": lambda rows, dtype: (_random(rows, 77, dtype=dtype), _random(77, seed=1, dtype=dtype), 1e-6),
     "add_rms_norm": lambda rows, dtype: (
         *(_random(rows, 77, seed=seed, dtype=dtype) for seed in (0, 2)),
@@ -211,33 +194,7 @@ def test_what_is_not_to_be_had_is_said(monkeypatch, tmp_path):
     assert registry.notice() == ""
 
 
-@pytest.mark.parametrize("mode", ["auto", "reference"])
-@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "swiglu"])
-def test_gradients_are_those_of_the_reference(op, mode, monkeypatch):
-    """In float64 autograd takes the definition apart; the tolerance is that of fp32 sums of 33 numbers."""
-    monkeypatch.setenv("LEANSEEK_KERNELS", mode)
-    call, plain, inputs = {
-        "rms_norm": (norm.rms_norm, norm.rms_norm_reference, (_random(5, 33), _random(33, seed=1))),
-        "add_rms_norm": (
-            norm.add_rms_norm,
-            lambda x, residual, weight, eps: (
-                residual + x,
-                torch.nn.functional.rms_norm(residual + x, weight.shape, weight, eps),
-            ),
-            (_random(5, 33), _random(5, 33, seed=2), _random(33, seed=1)),
-        ),
-        "swiglu": (swiglu.swiglu, lambda gate, up: swiglu.swiglu_reference(gate, up, None), tuple(_gate_up(5))),
-    }[op]
-    more = () if op == "swiglu" else (1e-6,)
-    found = []
-    for function, dtype in ((call, torch.float32), (plain, torch.float64)):
-        leaves = [one.to(dtype).clone().requires_grad_() for one in inputs]
-        if function is plain and op == "rms_norm":
-            out = torch.nn.functional.rms_norm(leaves[0], (33,), leaves[1], 1e-6)
-        else:
-            out = function(*leaves, *more)
-        outs = out if isinstance(out, tuple) else (out,)
-        total = sum((one * _random(*one.shape, seed=7 + i).to(dtype)).sum() for i, one in enumerate(outs))
-        found.append(torch.autograd.grad(total, leaves))
-    for mine, exact in zip(*found, strict=True):
-        assert torch.allclose(mine.double(), exact, atol=2e-5, rtol=2e-5)
+def test_gradients_go_through_the_reference():
+    x, weight = _random(3, 16).requires_grad_(), torch.ones(16)
+    norm.rms_norm(x, weight, 1e-6).sum().backward()
+    assert x.grad is not None and x.grad.abs().max() > 0

@@ -97,24 +97,6 @@ LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t
     return table(variant)->rms_norm(threads, type, x, residual, weight, sum, out, rows, width, eps);
 }
 
-LEANSEEK_API int32_t leanseek_rms_norm_gradient(int32_t variant, int32_t threads, const void *x, const void *weight,
-                                                const void *gradient, const void *more, void *dx, void *parts,
-                                                int64_t rows, int64_t width, int64_t pieces, float eps) {
-    return table(variant)->rms_norm_gradient(threads, static_cast<const float *>(x), static_cast<const float *>(weight), static_cast<const float *>(gradient), static_cast<const float *>(more), static_cast<float *>(dx), static_cast<float *>(parts), rows, width, pieces, eps);
-}
-
-LEANSEEK_API int32_t leanseek_swiglu(int32_t variant, int32_t threads, const void *gate, const void *up,
-                                     int64_t stride, const void *weights, void *out, int64_t rows, int64_t width) {
-    return table(variant)->swiglu(threads, static_cast<const float *>(gate), static_cast<const float *>(up), stride, static_cast<const float *>(weights), static_cast<float *>(out), rows, width);
-}
-
-LEANSEEK_API int32_t leanseek_swiglu_gradient(int32_t variant, int32_t threads, const void *gate, const void *up,
-                                              int64_t stride, const void *weights, const void *gradient, void *dgate,
-                                              void *dup, int64_t dstride, void *out, void *dweights, int64_t rows,
-                                              int64_t width) {
-    return table(variant)->swiglu_gradient(threads, static_cast<const float *>(gate), static_cast<const float *>(up), stride, static_cast<const float *>(weights), static_cast<const float *>(gradient), static_cast<float *>(dgate), static_cast<float *>(dup), dstride, static_cast<float *>(out), static_cast<float *>(dweights), rows, width);
-}
-
 LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
                                    int64_t rows, int64_t width, void *codes, void *scales) {
     return table(variant)->pack(threads, type, bits, weight, rows, width, static_cast<uint8_t *>(codes), scales);

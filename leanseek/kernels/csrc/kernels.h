@@ -6,7 +6,7 @@
 #include "stack.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 6
+#define LEANSEEK_ABI 5
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -28,18 +28,6 @@ enum { LEANSEEK_NO_MEMORY = 1, LEANSEEK_BAD_EXPERT = 2, LEANSEEK_NOT_FINITE = 3,
 LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x,
                                        const void *residual, const void *weight, void *sum, void *out, int64_t rows,
                                        int64_t width, float eps);
-// The gradient of x (`more` is added to it) and, in `pieces` rows that are to be added up, of the weight; fp32.
-LEANSEEK_API int32_t leanseek_rms_norm_gradient(int32_t variant, int32_t threads, const void *x, const void *weight,
-                                                const void *gradient, const void *more, void *dx, void *parts,
-                                                int64_t rows, int64_t width, int64_t pieces, float eps);
-// silu(gate) * up * weights, fp32; `stride`: from one row of gate, or of up, to the next; weights may be null.
-LEANSEEK_API int32_t leanseek_swiglu(int32_t variant, int32_t threads, const void *gate, const void *up,
-                                     int64_t stride, const void *weights, void *out, int64_t rows, int64_t width);
-// Its gradients, and its output once more; `dstride` as `stride`, `dweights` may be null.
-LEANSEEK_API int32_t leanseek_swiglu_gradient(int32_t variant, int32_t threads, const void *gate, const void *up,
-                                              int64_t stride, const void *weights, const void *gradient, void *dgate,
-                                              void *dup, int64_t dstride, void *out, void *dweights, int64_t rows,
-                                              int64_t width);
 // One matrix [rows, width] into codes and scales of 4 or 8 bits; the layout is stated in leanseek/kernels/packed.py.
 LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
                                    int64_t rows, int64_t width, void *codes, void *scales);

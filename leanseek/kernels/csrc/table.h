@@ -13,13 +13,6 @@ typedef void (*leanseek_parallel)(leanseek_piece piece, void *work, int64_t coun
 struct leanseek_table {
     int (*rms_norm)(int threads, int type, const void *x, const void *residual, const void *weight, void *sum,
                      void *out, int64_t rows, int64_t width, float eps);
-    int (*rms_norm_gradient)(int threads, const float *x, const float *weight, const float *gradient, const float *more,
-                             float *dx, float *parts, int64_t rows, int64_t width, int64_t pieces, float eps);
-    int (*swiglu)(int threads, const float *gate, const float *up, int64_t stride, const float *weights, float *out,
-                  int64_t rows, int64_t width);
-    int (*swiglu_gradient)(int threads, const float *gate, const float *up, int64_t stride, const float *weights,
-                           const float *gradient, float *dgate, float *dup, int64_t dstride, float *out,
-                           float *dweights, int64_t rows, int64_t width);
     int (*pack)(int threads, int type, int bits, const void *weight, int64_t rows, int64_t width, uint8_t *codes,
                 void *scales);
     int (*packed_linear)(int threads, int bits, const float *x, int64_t rows, int64_t inputs, const uint8_t *codes,

@@ -136,29 +136,6 @@ void norm(const std::vector<std::string> &variants, int64_t rows, int64_t width)
         if (first.empty()) first = out;
         expect(near(out, first, 1e-6f), "norm differs", name, rows, width, 0);
     }
-    std::vector<float> parts(size_t(16 * width)), kept;
-    for (const std::string &name : variants) {
-        leanseek_rms_norm_gradient(leanseek_variant(name.c_str()), 3, x.data(), weight.data(), more.data(), sum.data(),
-                                   out.data(), parts.data(), rows, width, rows < 16 ? rows : 16, 1e-6f);
-        if (kept.empty()) kept = out;
-        expect(near(out, kept, 1e-5f), "norm's gradient differs", name, rows, width, 0);
-    }
-}
-
-void gated(const std::vector<std::string> &variants, int64_t rows, int64_t width) {
-    std::vector<float> both(size_t(2 * rows * width)), back(both.size()), weights(static_cast<size_t>(rows)), dweights(weights.size());
-    std::vector<float> out(size_t(rows * width)), again(out.size()), dy(out.size()), first, kept;
-    fill(both), fill(weights), fill(dy);
-    for (const std::string &name : variants) {
-        const int v = leanseek_variant(name.c_str());
-        leanseek_swiglu(v, 3, both.data(), both.data() + width, 2 * width, weights.data(), out.data(), rows, width);
-        leanseek_swiglu_gradient(v, 3, both.data(), both.data() + width, 2 * width, weights.data(), dy.data(),
-                                 back.data(), back.data() + width, 2 * width, again.data(), dweights.data(), rows,
-                                 width);
-        if (first.empty()) first = out, kept = back;
-        expect(near(out, first, 1e-5f) && near(again, first, 1e-5f), "swiglu differs", name, rows, width, 0);
-        expect(near(back, kept, 1e-5f), "swiglu's gradient differs", name, rows, width, 0);
-    }
 }
 
 // Texts with and without something cached before them.
@@ -257,7 +234,6 @@ int main(int count, char **arguments) {
         decoding(variants);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));
         decoding(variants, bits, 1 + below(10), round % 3 ? 0 : 33);
-        gated(variants, below(50), 1 + below(200));
     }
     exponentials();
     linear(variants, 4, 2, 20000, 16);   // long sums

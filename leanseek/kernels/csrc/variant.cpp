@@ -10,7 +10,6 @@
 #include "pack.h"
 #include "packed_decode.h"
 #include "quantised.h"
-#include "swiglu.h"
 #include "table.h"
 
 #define LEANSEEK_JOIN(a, b) a##b
@@ -19,8 +18,7 @@
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
-    static const leanseek_table table = {rms_norm, rms_norm_gradient, swiglu, swiglu_gradient, pack, packed_linear,
-                                         packed_experts, decode, panels_product, expanded_attention, packed_decode,
-                                         stream, peak};
+    static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
+                                         expanded_attention, packed_decode, stream, peak};
     return &table;
 }

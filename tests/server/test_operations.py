@@ -338,11 +338,10 @@ def test_a_client_that_reads_slowly_holds_little_and_loses_its_request(script, s
     listener = serve(engine)
     for n in (1, 2):
         with begin(listener, stream=True, max_tokens=1 << 18, n=n, logprobs=True, top_logprobs=3) as opened:
-            until(lambda: listener.bridge.active == 1)
-            # Nothing is taken. What the sockets hold is full some time; from then on tokens wait, so many and no more.
+            opened.settimeout(30)
+            said = opened.recv(64)  # it has begun, and may be over before a look at `active` could see it
+            # Nothing more is taken. The sockets are full some time; from then on tokens wait, so many and no more.
             until(lambda: listener.bridge.active == 0, 30)
-            opened.settimeout(10)
-            said = b""
             while part := opened.recv(1 << 16):
                 said += part
                 if b'"client_too_slow"' in said[-4096:]:
@@ -357,8 +356,8 @@ def test_a_client_that_takes_nothing_at_all_is_given_up(script, serve, monkeypat
     engine.script = [token for token in engine.script if token != engine.tokenizer.eos_id]
     engine.max_context_tokens = 1 << 20
     listener = serve(engine)
-    with begin(listener, stream=True, max_tokens=1 << 19, logprobs=True, top_logprobs=3):
-        until(lambda: listener.bridge.active == 1)
+    with begin(listener, stream=True, max_tokens=1 << 19, logprobs=True, top_logprobs=3) as opened:
+        assert opened.recv(64), "it has begun"
         until(lambda: listener.bridge.active == 0, 30)
     assert send(listener, "GET", "/ready")[0] == 200
 

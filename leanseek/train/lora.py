@@ -21,11 +21,11 @@ from leanseek.sections.training import LoraSettings, OptimiserSettings
 from leanseek.train.optimisers import Optimiser
 
 
-class Lora:
-    """Trains A and B of the adapted layers; to the trainer, an optimiser.
+class _Updates:
+    """A and B of the adapted layers and their optimiser; to the trainer, an optimiser.
 
     Args:
-        model: its other parameters are frozen.
+        model: its own parameters are frozen.
         settings: of the optimiser of A and B.
         rank: of the updates.
         alpha: they are multiplied by alpha / rank.
@@ -52,13 +52,50 @@ class Lora:
             parameter.requires_grad_(False)
         self.factors = _factors(layers, rank, seed, model.device)
         self.inner = _optimiser(self.factors, settings)
-        self.weights = {name: layer.weight.requires_grad_(True) for name, layer in layers.items()}
-        self.base = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
+        self._adapt(layers)
+
+    def _adapt(self, layers: Mapping[str, Linear]) -> None:
+        """Let the layers feel the updates."""
+        raise NotImplementedError
 
     @property
     def settings(self) -> OptimiserSettings:
         """Of the optimiser of A and B."""
         return self.inner.settings
+
+    def clip(self) -> float:
+        """Scale the gradients of A and B; return their norm before."""
+        return self.inner.clip()
+
+    def step(self, lr_factor: float) -> None:
+        """Apply one update to A and B."""
+        self.inner.step(lr_factor)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.inner.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs beside the weights that the updates stand on."""
+        a = {name: pair[0].detach() for name, pair in self.factors.items()}
+        b = {name: pair[1].detach() for name, pair in self.factors.items()}
+        return {"inner": self.inner.state_dict(), "a": a, "b": b}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` gave."""
+        self.inner.load_state_dict(state["inner"])
+        for name, (a, b) in self.factors.items():
+            a.copy_(state["a"][name])
+            b.copy_(state["b"][name])
+
+
+class Lora(_Updates):
+    """Updates merged into plain weights after every step; arguments as of `_Updates`."""
+
+    def _adapt(self, layers: Mapping[str, Linear]) -> None:
+        self.weights = {name: layer.weight.requires_grad_(True) for name, layer in layers.items()}
+        self.base = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def clip(self) -> float:
@@ -71,88 +108,43 @@ class Lora:
             gradient = weight.grad.float()
             a.grad = self.scale * (b.t() @ gradient)
             b.grad = self.scale * (gradient @ a.t())
-        return self.inner.clip()
+        return super().clip()
 
     @torch.no_grad()
     def step(self, lr_factor: float) -> None:
         """Apply one update to A and B, and write the merged weights."""
-        self.inner.step(lr_factor)
+        super().step(lr_factor)
         for name, weight in self.weights.items():
             a, b = self.factors[name]
             weight.copy_(torch.addmm(self.base[name], b, a, alpha=self.scale))
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self.inner.zero_grad()
+        """Forget the gradients, the weights' too."""
+        super().zero_grad()
         for weight in self.weights.values():
             weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs: the weights without the updates among it."""
-        return {"inner": self.inner.state_dict(), "base": self.base, **_state_of(self.factors)}
+        return {**super().state_dict(), "base": self.base}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` gave; the model's weights are the merged ones already."""
-        self.inner.load_state_dict(state["inner"])
-        _load(self.factors, state)
+        super().load_state_dict(state)
         for name, base in self.base.items():
             base.copy_(state["base"][name])
 
 
-class PackedLora:
-    """Trains A and B beside the packed weights of a model; arguments as of `Lora`.
+class PackedLora(_Updates):
+    """Updates beside the packed weights of a model, which cannot be written; arguments as of `_Updates`.
 
     What can be adapted are attention's layers: MLPs and experts are packed as one.
-
-    Raises:
-        ConfigError: a target that the model does not have, or that is packed with others.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        settings: OptimiserSettings,
-        *,
-        rank: int,
-        alpha: float,
-        targets: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
-        layers = _chosen(model, targets)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self.factors = _factors(layers, rank, seed, model.device)
+    def _adapt(self, layers: Mapping[str, Linear]) -> None:
         for name, layer in layers.items():
-            layer.low_rank = LowRank(*self.factors[name], alpha / rank)
-        self.inner = _optimiser(self.factors, settings)
-
-    @property
-    def settings(self) -> OptimiserSettings:
-        """Of the optimiser of A and B."""
-        return self.inner.settings
-
-    def clip(self) -> float:
-        """Scale the gradients; return their norm before."""
-        return self.inner.clip()
-
-    def step(self, lr_factor: float) -> None:
-        """Apply one update to A and B."""
-        self.inner.step(lr_factor)
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self.inner.zero_grad()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs beside the packed weights."""
-        return {"inner": self.inner.state_dict(), **_state_of(self.factors)}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `state_dict` gave."""
-        self.inner.load_state_dict(state["inner"])
-        _load(self.factors, state)
+            layer.low_rank = LowRank(*self.factors[name], self.scale)
 
 
 def optimiser_of(settings: LoraSettings, seed: int) -> Callable[[Transformer, OptimiserSettings], Any]:
@@ -193,17 +185,6 @@ def _optimiser(factors: Factors, settings: OptimiserSettings) -> Optimiser:
         for side, parameter in zip("AB", pair, strict=True):
             module.register_parameter(f"{name.replace('.', '/')}/{side}", parameter)
     return Optimiser(module, settings)
-
-
-def _state_of(factors: Factors) -> dict[str, Any]:
-    a = {name: pair[0].detach() for name, pair in factors.items()}
-    return {"a": a, "b": {name: pair[1].detach() for name, pair in factors.items()}}
-
-
-def _load(factors: Factors, state: Mapping[str, Any]) -> None:
-    for name, (a, b) in factors.items():
-        a.copy_(state["a"][name])
-        b.copy_(state["b"][name])
 
 
 def _chosen(model: Transformer, targets: Sequence[str]) -> dict[str, Linear]:

@@ -1,7 +1,8 @@
 """Is the plan right? `leanseek plan RECIPE` against the ledger of the run, and the plan of `leanseek bench` against it.
 
-The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own.
-`--only bench` and `--only stages` do one of both, each calibrated anew.
+The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own;
+with `--run FOLDER` it and its rates stay there, and a run that was cut short goes on where it stopped, as planned.
+`--only bench` and `--only stages` do one of both.
 """
 
 from __future__ import annotations
@@ -20,25 +21,30 @@ from rows import arguments, publish, repeats, row
 # How far a plan may be off, as a share.
 WITHIN = 0.15
 TOKENS = 32
-DECODE, PREFILL = ((1, 16), (1, 256), (8, 64), (64, 64), (64, 256), (256, 64)), (64, 256, 512)
+# Batches and contexts: some that the calibration takes too, and some between them.
+DECODE = ((1, 16), (1, 256), (4, 64), (8, 64), (32, 64), (64, 64), (64, 256), (128, 128), (256, 64))
+PREFILL = (64, 256, 512)
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--recipe", default="laptop", help="name or path of a recipe")
+    parser.add_argument("--run", type=Path, help="where the rates and the run are kept")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CONFIG_HOME"] = folder
-        from leanseek.cost.rates import save_rates
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.run or Path(temporary)
+        os.environ["XDG_CONFIG_HOME"] = str(folder)
+        from leanseek.cost.rates import load_rates, save_rates
         from leanseek.speed import measure_rates
 
-        rates = measure_rates(repeats=1 if options.quick else 3)
-        save_rates(rates)
+        if (rates := load_rates()) is None:
+            rates = measure_rates(repeats=1 if options.quick else 3)
+            save_rates(rates)
         print(rates, flush=True)
         if options.only in ("", "bench"):
             speeds(rates, options)
         if options.only in ("", "stages") and not options.quick:
-            stages(options.recipe, Path(folder) / "run", options)
+            stages(options.recipe, folder / "run", options)
 
 
 def speeds(rates: Any, options: Any) -> None:

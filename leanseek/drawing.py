@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from leanseek.cost.rates import EngineRates, Rates
+from leanseek.cost.rates import DecodeRates, EngineRates, Rates
 from leanseek.engine.shares import engines_for, rows_of
 from leanseek.model.config import ModelConfig
 from leanseek.model.count import causal_pairs, decode_flops_per_token, forward_flops
@@ -42,9 +42,9 @@ class Drawing:
 
 def read_seconds(config: ModelConfig, rates: EngineRates, texts: float, tokens: int) -> float:
     """Return the seconds of one call that reads so many prompts of so many tokens."""
-    products = texts * forward_flops(config, tokens=tokens, pairs=0, head_tokens=1)
+    products = texts * forward_flops(config, tokens=tokens, pairs=0, head_tokens=0)
     attention = texts * forward_flops(config, tokens=0, pairs=causal_pairs([tokens]), head_tokens=0)
-    fixed_s = config.num_hidden_layers * rates.layer_read_s
+    fixed_s = config.num_hidden_layers * rates.layer_read_s + texts * rates.text_s
     return fixed_s + products / rates.read_flops_per_s + attention / rates.attend_read_flops_per_s
 
 
@@ -54,7 +54,7 @@ def step_seconds(config: ModelConfig, rates: EngineRates, rows: float, context: 
 
 
 def decode_speed(config: ModelConfig, rates: EngineRates, batch: int, context: int, tokens: int) -> float:
-    """Return the tokens a second of replies that are drawn together, once their prompt is read.
+    """Return the tokens a second of replies that are drawn together and told one by one, once their prompt is read.
 
     Args:
         config: the model's.
@@ -63,12 +63,13 @@ def decode_speed(config: ModelConfig, rates: EngineRates, batch: int, context: i
         context: tokens of the prompt.
         tokens: of each reply.
     """
-    return batch / step_seconds(config, rates, batch, context + (tokens + 1) / 2)
+    step_s = step_seconds(config, rates, batch, context + (tokens + 1) / 2)
+    return batch / (step_s + batch * rates.tell_s)
 
 
 def read_speed(config: ModelConfig, rates: EngineRates, tokens: int) -> float:
     """Return the tokens a second of a prompt that is read alone, up to its reply's first token."""
-    return tokens / (read_seconds(config, rates, 1, tokens) + rates.sample_s)
+    return tokens / (read_seconds(config, rates, 1, tokens) + rates.sample_s + rates.tell_s)
 
 
 def drawing_seconds(config: ModelConfig, rates: Rates, work: Drawing) -> float:
@@ -110,18 +111,19 @@ def _gain(engines: int, rates: Rates, all_together: float) -> float:
 def _token_seconds(config: ModelConfig, rates: EngineRates, rows: float, context: float) -> float:
     at_none = decode_flops_per_token(config, 0)
     per_key = decode_flops_per_token(config, 1) - at_none
-    return at_none * _between(rates.decode_flops_per_s, rows) + context * per_key / rates.attend_flops_per_s
+    fewer, more, share = _between(rates.decode, rows)
+    return sum(
+        weight * (at_none / one.flops_per_s + context * per_key / one.attend_flops_per_s)
+        for one, weight in ((fewer, 1 - share), (more, share))
+    )
 
 
-def _between(rates: Sequence[tuple[int, float]], rows: float) -> float:
-    """Return the seconds of a FLOP for so many rows: between two measured numbers of them, on a line."""
-    if rows <= rates[0][0]:
-        return 1 / rates[0][1]
-    for (fewer, slow), (more, fast) in itertools.pairwise(rates):
-        if rows <= more:
-            share = (rows - fewer) / (more - fewer)
-            return (1 - share) / slow + share / fast
-    return 1 / rates[-1][1]
+def _between(rates: Sequence[DecodeRates], rows: float) -> tuple[DecodeRates, DecodeRates, float]:
+    """Return the rates between which so many rows lie, and how far on the line from the one to the other."""
+    for fewer, more in itertools.pairwise(rates):
+        if rows <= more.texts:
+            return fewer, more, max(rows - fewer.texts, 0.0) / (more.texts - fewer.texts)
+    return rates[-1], rates[-1], 0.0
 
 
 @dataclass

@@ -242,8 +242,10 @@ class _Forecast:
                 tokens += tasks * _tokens(work)
                 parts["replies"] += self._replies_s(work, tasks)
         if self.config.num_nextn_predict_layers:
-            length = round(texts.prompt + _mean(said.get(models[-1], texts.replies)))
-            parts["drafts"] = self._forward_s(tasks * settings.problems, length, mtp=True)
+            reply = _mean(said.get(models[-1], texts.replies))
+            parts["drafts"] = self._forward_s(
+                tasks * settings.problems, round(texts.prompt + reply), drafts=round(reply)
+            )
         problems = recipe.sft.traces_per_environment * tasks
         parts["contamination"] = problems * self.rates.problem_s + (
             recipe.data.documents * texts.document / self.rates.document_tokens / self.rates.search_documents_per_s
@@ -262,12 +264,19 @@ class _Forecast:
         budget_s = (settings.minutes or 1.0) * 60
         return max(1, int(budget_s / each)), budget_s
 
-    def _forward_s(self, texts: float, length: int, *, mtp: bool = False) -> float:
-        """Return the seconds of reading texts without learning, by one thread, and logits for every token."""
-        flops = forward_flops(self.config, tokens=length, pairs=causal_pairs([length]))
-        if mtp:
-            flops += mtp_flops(self.config, tokens=length, pairs=causal_pairs([length]))
-        return texts * flops / self.rates.engine.read_flops_per_s
+    def _forward_s(self, texts: float, length: int, *, drafts: int | None = None) -> float:
+        """Return the seconds of reading texts without learning, by one thread.
+
+        Args:
+            texts: how many.
+            length: tokens of each.
+            drafts: whose logits the MTP layer makes, of each text; None: the model makes those of every token.
+        """
+        pairs = causal_pairs([length])
+        flops = forward_flops(self.config, tokens=length, pairs=pairs, head_tokens=None if drafts is None else 0)
+        if drafts is not None:
+            flops += mtp_flops(self.config, tokens=length, pairs=pairs, head_tokens=drafts)
+        return texts * flops / self.rates.forward_flops_per_s
 
     def _work(self, prompts: int, each: int, replies: Sequence[float], rows: int, kept: bool = False) -> Drawing:
         return Drawing(prompts, each, max(round(self.texts.prompt), 1), replies, rows, kept)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from leanseek import forecast as forecast_module
-from leanseek.cost.rates import EngineRates
+from leanseek.cost.rates import DecodeRates, EngineRates
 from leanseek.errors import UsageError
 from leanseek.forecast import Texts, forecast, lengths
 from leanseek.model.config import load_preset
@@ -56,7 +56,9 @@ def test_a_slower_machine_takes_longer(planned):
         own = {k: v for k, v in vars(rates).items() if isinstance(v, float) and k not in kept}
         halves = {k: v / 2 if k.endswith("_per_s") else 2 * v for k, v in own.items()}
         if isinstance(rates, EngineRates):
-            halves["decode_flops_per_s"] = tuple((n, v / 2) for n, v in rates.decode_flops_per_s)
+            halves["decode"] = tuple(
+                DecodeRates(one.texts, one.flops_per_s / 2, one.attend_flops_per_s / 2) for one in rates.decode
+            )
         return replace(rates, **halves)
 
     slow = halved(replace(RATES, engine=halved(ENGINE)))

@@ -18,6 +18,9 @@ from leanseek.errors import UsageError
 from leanseek.log import say
 from leanseek.run import model_folder
 
+# Why nothing is planned.
+ONLY_FP32 = "of fp32 weights alone, which leanseek plan --calibrate measures"
+NOT_CALIBRATED = "nothing, as this machine has not been measured; run: leanseek plan --calibrate"
 HEAD = ("work", "median", "", "least", "most", "GB/s", "of stream", "GOPS", "of peak", "J a token", "planned")
 
 
@@ -117,6 +120,8 @@ def bench(
         print(columns([HEAD, *found], right=(1, 3, 4, 5, 6, 7, 8, 9, 10)))
         if meter:
             print(f"energy: {describe_meter(meter)}")
+        if what != "kernels" and rates is None:
+            print(f"planned: {NOT_CALIBRATED if weights == 'fp32' else ONLY_FP32}")
 
 
 def _with_energy(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

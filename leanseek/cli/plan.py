@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leanseek.assignment import assignment
 from leanseek.cli.columns import columns
 from leanseek.cost.calibration import load_this, save_this
 from leanseek.cost.carbon import Grid, format_grams, parse_grid
@@ -26,16 +27,22 @@ from leanseek.cost.search import Loser
 from leanseek.cost.service import Service
 from leanseek.cost.serving import BUSY, plan_serving
 from leanseek.cost.serving_page import serving_page
+from leanseek.cost.step import Work
 from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
 from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
 from leanseek.files import write_atomic
 from leanseek.forecast import INFORMATIVE, StageForecast, as_summary, forecast
+from leanseek.log import progress
 from leanseek.model.config import ModelConfig
 from leanseek.run import Run, model_folder
 from leanseek.settings import Recipe, load_recipe, recipe_names
 from leanseek.units import format_count, format_joules, format_percent, format_seconds, format_usd
 
+# Pages work out carbon for somebody's electricity: the world's, where nobody says.
+USUAL_GRID = "world"
+# Of a calibration's hundred parts those that products and memory take.
+MEASURED = 15
 METER = "by the power model of this machine's row in hardware.toml, not measured"
 
 
@@ -74,7 +81,8 @@ def plan(
     it was off on runs whose cost is known.
 
     A recipe by itself, as in leanseek plan laptop, is planned stage by stage for this machine, once
-    leanseek plan --calibrate has measured it.
+    leanseek plan --calibrate has measured it; one for GPUs, as in leanseek plan v3-671b-2048xh800, has its pretraining
+    planned for those of its cost.hardware, laid out as it says.
 
     Example: leanseek plan deepseek-v3 --on 2048xh800 --tokens 14.8T --best
 
@@ -107,12 +115,26 @@ def plan(
         calibrate: Measure this machine in about ten seconds, for --on this.
     """
     if calibrate:
-        row, rates = measure(), measured_rates()
+        with progress(100, "measuring this machine, per cent") as bar:
+            row = measure()
+            bar.advance(MEASURED)
+            rates = measured_rates(lambda share: bar.advance(round(MEASURED + (100 - MEASURED) * share) - bar.done))
         save_rates(rates)
         print(_page(f"kept in {save_this(row)}", [row_table(row), _rates_table(rates)]))
         return
     if model is not None and on is None and not (tokens or serve or rl) and (recipe := _recipe(model)) is not None:
-        _plan_recipe(recipe, grid, json)
+        whose = parse_grid(grid) if grid is not None else None
+        if (asked := assignment(recipe)) is not None and recipe.device != "cpu":
+            spread = _layout(layout, asked.layout.precision) or asked.layout
+            precision = spread.precision
+            _plan_training(recipe.name, asked.work, asked.machines, spread, precision, best, html, json, whose)
+            return
+        if html is not None or best or layout is not None:
+            raise UsageError(
+                f"recipe {recipe.name} is planned stage by stage for this machine's processor; --html, --best and "
+                "--layout go with --on and --tokens, or with a recipe whose cost.hardware is a GPU"
+            )
+        _plan_recipe(recipe, whose, json)
         return
     if model is None or on is None or (serve and rl):
         raise UsageError(
@@ -138,9 +160,14 @@ def plan(
             speed,
             busy,
         )
-        if html is not None:
-            write_atomic(html, serving_page(f"{model}, served on {machines.asked}", found, whose))
-        print(_as_json(found.as_dict(), whose, None) if json else _page(model, serving_tables(found)))
+        _draw(html, serving_page, f"{model}, served on {machines.asked}", found, whose)
+        each = {"prefill": found.prefill_joules_per_token, "chosen": found.chosen.joules_per_token}
+        carbon: dict[str, Any] = {}
+        if whose is not None:
+            carbon = {f"{name}_carbon_g_per_million": whose.grams(1e6 * joules) for name, joules in each.items()}
+            carbon["grid"] = whose.name
+        values = {**found.as_dict(), **carbon}
+        print(_as_json(values, None, None) if json else _page(model, serving_tables(found, whose)))
         return
     if rl:
         task = Learning(
@@ -156,16 +183,29 @@ def plan(
             accepted=accepted,
         )
         learnt = plan_learning(task, machines, _layout(layout, precision))
-        if html is not None:
-            write_atomic(html, learning_page(f"{model}, reinforced on {machines.asked}", learnt, whose))
+        _draw(html, learning_page, f"{model}, reinforced on {machines.asked}", learnt, whose)
         page = _page(model, learning_tables(learnt, whose))
         print(_as_json(learnt.as_dict(), whose, learnt.joules) if json else page)
         return
     if tokens is None:
         raise UsageError("--tokens is needed to plan training, such as --tokens 14.8T; or give --serve or --rl")
     work = work_of(config, tokens, machines, batch, length)
+    _plan_training(model, work, machines, _layout(layout, precision), precision, best, html, json, whose)
+
+
+def _plan_training(
+    model: str,
+    work: Work,
+    machines: Machines,
+    spread: Layout | None,
+    precision: str,
+    best: bool,
+    html: Path | None,
+    json: bool,
+    whose: Grid | None,
+) -> None:
+    """Plan training in a layout, or in the best that is found."""
     losers: list[Loser] = []
-    spread = _layout(layout, precision)
     if spread is None or best:
         chosen, losers = best_plan(work, machines, precision)
         if spread is not None:
@@ -178,8 +218,7 @@ def plan(
     else:
         chosen = plan_training(work, machines, spread)
     nearest = None if chosen.fits else nearest_fit(chosen)
-    if html is not None:
-        write_atomic(html, plan_page(f"{model} on {machines.asked}", chosen, whose))
+    _draw(html, plan_page, f"{model} on {machines.asked}", chosen, whose)
     if json:
         others = [{"layout": one.plan.layout.text, "step_s": one.plan.step_s, "why": one.why} for one in losers]
         print(_as_json({"model": model, **chosen.as_dict(), "others": others, **_near(nearest)}, whose, chosen.joules))
@@ -193,18 +232,26 @@ def plan(
     print(_page(model, tables))
 
 
+def _draw(
+    html: Path | None, page: Callable[[str, Any, Grid], str], title: str, found: object, grid: Grid | None
+) -> None:
+    """Draw a plan as a page, if one is wanted."""
+    if html is not None:
+        write_atomic(html, page(title, found, grid or parse_grid(USUAL_GRID)))
+
+
 def _near(nearest: TrainingPlan | None) -> dict[str, Any]:
     return {} if nearest is None else {"nearest_that_fits": {"layout": nearest.layout.text, "step_s": nearest.step_s}}
 
 
-def measured_rates() -> Rates:
+def measured_rates(on_progress: Callable[[float], None]) -> Rates:
     """Measure how fast this machine trains and samples a small model on its processor."""
     from leanseek.speed import measure_rates
 
-    return measure_rates()
+    return measure_rates(on_progress=on_progress)
 
 
-def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.5) -> Hardware:
+def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.3) -> Hardware:
     """Measure how fast this machine multiplies matrices and reads memory.
 
     Args:
@@ -264,12 +311,11 @@ def _recipe(name: str) -> Recipe | None:
     return load_recipe(name) if name in recipe_names() or path.suffix == ".toml" else None
 
 
-def _plan_recipe(recipe: Recipe, grid: str | None, json: bool) -> None:
+def _plan_recipe(recipe: Recipe, whose: Grid | None, json: bool) -> None:
     rates = load_rates()
     if rates is None:
         raise UsageError("this machine has not been measured yet; run: leanseek plan --calibrate")
     stages = forecast(recipe, rates)
-    whose = parse_grid(grid) if grid is not None else None
     totals = {key: sum(getattr(one, key) for one in stages) for key in ("seconds", "tokens", "joules", "usd")}
     if json:
         values = {"kind": "recipe", "recipe": recipe.name, "meter": METER, "stages": as_summary(stages)}
@@ -309,7 +355,7 @@ def _rates_table(rates: Rates) -> Table:
         [
             ("training, small model", part(rates.layer_step_s, rates.train_flops_per_s)),
             ("prompts", part(one.layer_read_s, one.read_flops_per_s)),
-            ("decoding", part(one.layer_decode_s, one.decode_flops_per_s[-1][1])),
+            ("decoding", part(one.layer_decode_s, one.decode[-1].flops_per_s)),
             (
                 "engines side by side",
                 f"{rates.workers}: {rates.read_gain:.2f} x prompts, {rates.decode_gain:.2f} x replies",

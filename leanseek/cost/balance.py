@@ -40,12 +40,14 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
         # Hand one layer of the busiest device that can be helped to another stage; all between them move along by one.
         for _, busiest in sorted(zip(loads(bounds)[0], held, strict=True), reverse=True):
             for giver in busiest:
+                if bounds[giver] - (bounds[giver - 1] if giver else 0) == 1:
+                    continue  # it would be empty; those between keep as many layers as they have
                 for taker in range(stages):
+                    if giver == taker:
+                        continue
                     first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
                     moved = bounds.copy()
                     moved[first:last] = [b + step for b in bounds[first:last]]
-                    if giver == taker or any(b <= a for a, b in pairwise((0, *moved))):
-                        continue
                     theirs, each = loads(moved)
                     least = found[0] if found else best
                     if max(theirs) <= least[0][0]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from leanseek.cost.carbon import Grid, parse_grid
+from leanseek.cost.carbon import Grid
 from leanseek.cost.hardware import all_hardware
 from leanseek.cost.learning import POINTS, Learning, LearningPlan, alive, ways
 from leanseek.cost.machines import Machines
-from leanseek.cost.page import USUAL_GRID
 from leanseek.cost.planner import default_precision
 from leanseek.cost.sheet import sheet
 from leanseek.cost.summary import learning_tables
@@ -21,29 +20,27 @@ from leanseek.units import format_seconds
 REPLIES = (0.5, 1.0, 2.0)
 
 
-def learning_page(title: str, plan: LearningPlan, grid: Grid | None = None) -> str:
+def learning_page(title: str, plan: LearningPlan, grid: Grid) -> str:
     """Return the page.
 
     Args:
         title: what was planned.
         plan: of reinforcement learning.
-        grid: whose electricity it is; None: the world's mean.
+        grid: whose electricity it is.
     """
-    whose = grid or parse_grid(USUAL_GRID)
     task = plan.learning
-    facts, *_ = learning_tables(plan, whose)
     positions = [task.longest * n / POINTS for n in range(POINTS + 1)]
     # Just before the end: there the rest is cut off.
     tail = [(n / POINTS, alive(task, min(at, task.longest - 1))) for n, at in enumerate(positions)]
-    data = learning_figures(plan, whose)
+    data = learning_figures(plan)
     parts = [("sampling", plan.sample_s, format_seconds(plan.sample_s))]
     parts.append(("training", plan.train_s, format_seconds(plan.train_s)))
     return sheet(
         "learning",
         title,
+        grid,
+        learning_tables(plan, grid),
         data,
-        facts=[row[:2] for row in facts.rows],
-        grid=whose.name,
         columns=range(max(len(found) for row in data["hardware"].values() for found in row["ways"] if found)),
         parts=parts,
         tail=" ".join(f"{60 + 930 * across:.1f},{210 - 200 * up:.1f}" for across, up in tail),
@@ -52,7 +49,7 @@ def learning_page(title: str, plan: LearningPlan, grid: Grid | None = None) -> s
     )
 
 
-def learning_figures(plan: LearningPlan, grid: Grid) -> dict[str, Any]:
+def learning_figures(plan: LearningPlan) -> dict[str, Any]:
     """Return what the page's script computes from: for each GPU, each length of replies and each way to share devices
     out, the seconds of a round's sampling and training.
 
@@ -76,7 +73,6 @@ def learning_figures(plan: LearningPlan, grid: Grid) -> dict[str, Any]:
     splits = [split for split, *_ in hardware[own.name]["ways"][REPLIES.index(1.0)]]
     return {
         "hardware": hardware,
-        "grams_per_kwh": grid.grams_per_kwh,
         "replies": [round(share * task.reply) for share in REPLIES],
         "devices": machines.count,
         "units": machines.units,

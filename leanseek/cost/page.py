@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanseek.cost.carbon import Grid, format_grams, parse_grid
+from leanseek.cost.carbon import Grid, format_grams
 from leanseek.cost.hardware import all_hardware
 from leanseek.cost.machines import Machines
 from leanseek.cost.orders import FORWARD, FULL, INPUT, PAIR, WEIGHT
@@ -25,20 +25,16 @@ KINDS = {
     FULL: "whole backward pass",
     PAIR: "forward and backward, overlapped",
 }
-# Carbon is worked out for somebody's electricity: the world's, where nobody says.
-USUAL_GRID = "world"
 
 
-def plan_page(title: str, plan: TrainingPlan, grid: Grid | None = None) -> str:
+def plan_page(title: str, plan: TrainingPlan, grid: Grid) -> str:
     """Return the page.
 
     Args:
         title: what was planned.
         plan: of training.
-        grid: whose electricity it is; None: the world's mean.
+        grid: whose electricity it is.
     """
-    whose = grid or parse_grid(USUAL_GRID)
-    facts, *_ = training_tables(plan, [], whose)
     room = plan.machines.device.memory_bytes
     memory = {name: size for name, size in plan.memory.as_dict().items() if name != "total"}
     dollars = None if plan.usd is None else plan.usd / plan.step_s
@@ -53,16 +49,16 @@ def plan_page(title: str, plan: TrainingPlan, grid: Grid | None = None) -> str:
     return sheet(
         "plan",
         title,
-        figures(plan, whose),
-        facts=[row[:2] for row in facts.rows],
-        grid=whose.name,
+        grid,
+        training_tables(plan, [], grid),
+        figures(plan),
         flops=format_flops(training_flops_per_token(plan.work.config, plan.work.length)),
         shown={
             "days": f"{plan.days:,.3g}",
             "hours": f"{plan.device_hours:,.4g}",
             "money": "?" if plan.usd is None else format_usd(plan.usd),
             "energy": f"{plan.joules / 3.6e6:,.3g} kWh",
-            "carbon": format_grams(whose.grams(plan.joules)),
+            "carbon": format_grams(grid.grams(plan.joules)),
             "priced": plan.usd is not None,
         },
         parts=parts,
@@ -73,7 +69,7 @@ def plan_page(title: str, plan: TrainingPlan, grid: Grid | None = None) -> str:
     )
 
 
-def figures(plan: TrainingPlan, grid: Grid) -> dict[str, Any]:
+def figures(plan: TrainingPlan) -> dict[str, Any]:
     """Return what the page's script computes from: the plan's own figures, and the hardware's that could be instead.
 
     Hours = tokens x FLOPs of a token / (peak x utilisation); money, energy and carbon follow from hours.
@@ -87,7 +83,6 @@ def figures(plan: TrainingPlan, grid: Grid) -> dict[str, Any]:
     return {
         "hardware": rows,
         "flops_per_token": training_flops_per_token(plan.work.config, plan.work.length),
-        "grams_per_kwh": grid.grams_per_kwh,
         "planned": {
             "tokens": plan.work.tokens,
             "hardware": name,

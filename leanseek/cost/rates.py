@@ -16,30 +16,50 @@ FILE = "rates.json"
 
 
 @dataclass(frozen=True)
+class DecodeRates:
+    """How fast an engine decodes some texts at once.
+
+    Args:
+        texts: how many.
+        flops_per_s: of each token, beyond what every step takes.
+        attend_flops_per_s: of attention over the cache. What many texts have cached is in no core's own cache.
+    """
+
+    texts: int
+    flops_per_s: float
+    attend_flops_per_s: float
+
+    def __post_init__(self) -> None:
+        _check_amounts(self)
+
+
+@dataclass(frozen=True)
 class EngineRates:
     """Seconds of one engine's work: reading prompts (few large products) and decoding (many small ones).
 
     Args:
         layer_read_s: of a call that reads prompts, for each layer, however little there is to read.
+        text_s: of a prompt, however short.
         read_flops_per_s: of reading beyond that.
         attend_read_flops_per_s: of attention while reading.
         layer_decode_s: of a decoding step, for each layer, whatever it is for.
-        decode_flops_per_s: of each token beyond that, at several numbers of texts, fewest first: (texts, rate).
-        attend_flops_per_s: of attention over the cache while decoding.
+        decode: of tokens beyond that, at several numbers of texts, fewest first.
         sample_s: of beginning and ending a reply.
         leave_s: of a step for another number of texts than the one before: those that are left move up.
         keep_s: of a token, where the experts that it chose are kept.
+        tell_s: of a token that is told as soon as it is drawn, as a server does.
     """
 
     layer_read_s: float
+    text_s: float
     read_flops_per_s: float
     attend_read_flops_per_s: float
     layer_decode_s: float
-    decode_flops_per_s: tuple[tuple[int, float], ...]
-    attend_flops_per_s: float
+    decode: tuple[DecodeRates, ...]
     sample_s: float
     leave_s: float
     keep_s: float
+    tell_s: float
 
     def __post_init__(self) -> None:
         _check_amounts(self)
@@ -56,6 +76,7 @@ class Rates:
         layer_step_s: of an optimiser step, for each layer, whatever its tokens.
         train_flops_per_s: of training beyond that, all workers together.
         mtp_step_s, mtp_flops_per_s: the same of the MTP layer where it learns, its joining and its head too.
+        forward_flops_per_s: of texts that are read by the model itself, by one thread, without learning.
         engine: one that works with one thread, as the stages of a run do.
         alone: one that has all threads, as a server's and `leanseek bench` do.
         workers: engines that a stage has at most, side by side.
@@ -74,6 +95,7 @@ class Rates:
     train_flops_per_s: float
     mtp_step_s: float
     mtp_flops_per_s: float
+    forward_flops_per_s: float
     engine: EngineRates
     alone: EngineRates
     workers: int
@@ -92,14 +114,10 @@ class Rates:
         _check_amounts(self)
 
 
-def _check_amounts(rates: EngineRates | Rates) -> None:
+def _check_amounts(rates: DecodeRates | EngineRates | Rates) -> None:
     for field in fields(rates):
         value = getattr(rates, field.name)
-        if isinstance(value, EngineRates):
-            continue
-        if isinstance(value, tuple):
-            if not value or not all(0 < amount < float("inf") for pair in value for amount in pair):
-                raise ValueError(f"{field.name} = {value!r} has no amounts, or some that are none")
+        if isinstance(value, EngineRates) or (value and isinstance(value, tuple)):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise ValueError(f"{field.name} = {value!r} is not an amount")
@@ -142,8 +160,7 @@ def load_rates(path: Path | None = None) -> Rates | None:
 
 
 def _engine_rates(values: Mapping[str, Any]) -> EngineRates:
-    pairs = tuple((int(texts), float(rate)) for texts, rate in values["decode_flops_per_s"])
-    return EngineRates(**{**values, "decode_flops_per_s": pairs})
+    return EngineRates(**{**values, "decode": tuple(DecodeRates(**one) for one in values["decode"])})
 
 
 def save_rates(rates: Rates, path: Path | None = None) -> Path:

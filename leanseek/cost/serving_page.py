@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from leanseek.cost.carbon import Grid, parse_grid
+from leanseek.cost.carbon import Grid
 from leanseek.cost.hardware import all_hardware
-from leanseek.cost.page import USUAL_GRID
 from leanseek.cost.planner import default_precision
 from leanseek.cost.serving import ServingPlan, plan_serving
 from leanseek.cost.sheet import BOTTOM, LEFT, RIGHT, TOP, Scales, sheet
@@ -19,32 +18,31 @@ from leanseek.units import format_bytes, format_seconds
 MARGIN = 4.0
 
 
-def serving_page(title: str, plan: ServingPlan, grid: Grid | None = None) -> str:
+def serving_page(title: str, plan: ServingPlan, grid: Grid) -> str:
     """Return the page.
 
     Args:
         title: what was planned.
         plan: of serving.
-        grid: whose electricity it is; None: the world's mean.
+        grid: whose electricity it is.
     """
-    whose = grid or parse_grid(USUAL_GRID)
-    data = serving_figures(plan, whose)
+    data = serving_figures(plan)
     speed = _scales(data, "device_tokens_per_s")
     cost = _scales(data, "usd_per_million")
     data["scales"] = {"speed": (speed.x, speed.y), "cost": (cost.x, cost.y)}
     data["frame"] = (LEFT, RIGHT, TOP, BOTTOM)
     service, chosen = plan.service, plan.chosen
     read_s, write_s = service.prompt / plan.prefill_tokens_per_s, service.reply / chosen.device_tokens_per_s
-    facts, rates, *_ = serving_tables(plan)
+    tables = serving_tables(plan, grid)
     held = [("weights", plan.weights_bytes), ("cache of the texts", chosen.texts * plan.text_bytes)]
     room = plan.machines.device.memory_bytes
     return sheet(
         "serving",
         title,
+        grid,
+        tables,
         data,
-        facts=[row[:2] for row in facts.rows],
-        rates=rates.rows,
-        grid=whose.name,
+        rates=tables[1].rows,
         speed=speed,
         cost=cost,
         parts=[("prompt", read_s, format_seconds(read_s)), ("reply", write_s, format_seconds(write_s))],
@@ -54,7 +52,7 @@ def serving_page(title: str, plan: ServingPlan, grid: Grid | None = None) -> str
     )
 
 
-def serving_figures(plan: ServingPlan, grid: Grid) -> dict[str, Any]:
+def serving_figures(plan: ServingPlan) -> dict[str, Any]:
     """Return what the page's script computes from: for each GPU that the model fits, its speeds at all batches.
 
     A request takes prompt x (1 - hits) / prefill + reply / decoding seconds of a device; devices, money, energy and
@@ -76,7 +74,6 @@ def serving_figures(plan: ServingPlan, grid: Grid) -> dict[str, Any]:
     each_s = service.prompt * read_s + service.reply * write_s
     return {
         "hardware": hardware,
-        "grams_per_kwh": grid.grams_per_kwh,
         "prompt": service.prompt,
         "reply": service.reply,
         "planned": {

@@ -14,19 +14,23 @@ from jinja2 import Environment as Templates
 from jinja2 import FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from leanseek.cost.carbon import Grid
+from leanseek.cost.summary import Table
 from leanseek.units import format_count, format_percent
 
 COLOURS = 8
 LEFT, RIGHT, TOP, BOTTOM = 60, 990, 10, 350
 
 
-def sheet(kind: str, title: str, data: Mapping[str, Any], **values: Any) -> str:
+def sheet(kind: str, title: str, grid: Grid, tables: Sequence[Table], data: Mapping[str, Any], **values: Any) -> str:
     """Return a page; it asks nothing of the network, and its policy lets only its own script run.
 
     Args:
         kind: of plan: its template and its script are web/<kind>.html and .js.
         title: what was planned.
-        data: that the script computes from.
+        grid: whose electricity it is.
+        tables: the plan in words; the first has its facts.
+        data: that the script computes from, beside the grid's grams.
         values: that the template shows.
     """
     templates = Templates(
@@ -41,11 +45,13 @@ def sheet(kind: str, title: str, data: Mapping[str, Any], **values: Any) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return templates.get_template(f"{kind}.html").render(
         title=title,
+        grid=grid.name,
+        facts=[row[:2] for row in tables[0].rows],
         allowed=Markup(f"'sha256-{digest}'"),
         style=Markup(_web("sheet.css")),
         script=Markup(script),
         # No text in it can end the element early.
-        data=Markup(json.dumps(data, allow_nan=False).replace("<", "\\u003c")),
+        data=Markup(json.dumps({**data, "grams_per_kwh": grid.grams_per_kwh}, allow_nan=False).replace("<", "\\u003c")),
         **values,
     )
 

@@ -79,7 +79,7 @@ def training_tables(found: TrainingPlan, losers: Sequence[Loser], grid: Grid | N
     return [*tables, Table([(note,)]), *_notes(found.work.config)]
 
 
-def serving_tables(found: ServingPlan) -> list[Table]:
+def serving_tables(found: ServingPlan, grid: Grid | None) -> list[Table]:
     """Return a plan of serving: facts, and the ways to decode."""
     service, node = found.service, found.machines.device.per_node
     one = f"prompts of {service.prompt:,}, replies of {service.reply:,} tokens; {format_percent(service.hits)} cached"
@@ -91,8 +91,8 @@ def serving_tables(found: ServingPlan) -> list[Table]:
         ("weights", f"{format_bytes(found.weights_bytes)} a device, which leaves room for {found.most_texts:,} texts"),
         ("busy", f"{format_percent(found.busy)} of the time; costs count the rest too"),
         ("prefill", f"{prefill:,.0f} tokens a second and device, {prefill * node:,.0f} a node of {node}, when busy"),
-        ("prompt tokens", _million(found.prefill_usd_per_million, found.prefill_joules_per_token)),
-        ("reply tokens", _million(found.chosen.usd_per_million, found.chosen.joules_per_token)),
+        ("prompt tokens", _million(found.prefill_usd_per_million, found.prefill_joules_per_token, grid)),
+        ("reply tokens", _million(found.chosen.usd_per_million, found.chosen.joules_per_token, grid)),
     ]
     head = ("texts a device", "tokens/s a reply", "tokens/s a device", "$ a million", "J a token", "")
     rows = [
@@ -154,6 +154,7 @@ def _bill(
     return lines
 
 
-def _million(usd: float | None, joules: float) -> str:
+def _million(usd: float | None, joules: float, grid: Grid | None) -> str:
     cost = NO_PRICE if usd is None else f"{format_usd(usd)} a million"
-    return f"{cost}, {format_watt_hours(joules * 1e6)}"
+    carbon = "" if grid is None else f", {format_grams(grid.grams(joules * 1e6))} ({grid.name})"
+    return f"{cost}, {format_watt_hours(joules * 1e6)}{carbon}"

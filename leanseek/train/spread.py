@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from leanseek.assignment import assignment
 from leanseek.cost.energy import describe_meter
-from leanseek.cost.hardware import all_hardware
-from leanseek.cost.layout import Layout
-from leanseek.cost.machines import parse_machines
 from leanseek.cost.pipeline import StageTimes, simulate
-from leanseek.cost.step import Work
 from leanseek.cost.training import plan_training
 from leanseek.errors import UsageError
 from leanseek.model.config import ModelConfig
@@ -160,23 +157,12 @@ def _in_words(spans: Spans, rank: int) -> str:
 
 def _planned(recipe: Recipe, config: ModelConfig, world: int, micro: int, state: int) -> dict[str, Any]:
     """Return the planner's memory and seconds, where the recipe says what GPUs it is for."""
-    name = recipe.cost.hardware
-    if name is None or all_hardware()[name].kind != "gpu":
+    asked = assignment(recipe, config, world, micro)
+    if asked is None:
         return {}
-    steps, batch, length = recipe.pretrain.steps or 1, recipe.pretrain.batch_sequences, recipe.data.sequence_tokens
-    layout = Layout(
-        pp=recipe.parallel.pipeline,
-        schedule=recipe.parallel.schedule,
-        ep=recipe.parallel.experts,
-        dp=world // recipe.parallel.pipeline,
-        micro=micro,
-        precision="bf16" if recipe.dtype == "bfloat16" else "fp32",
-        recompute="full" if recipe.pretrain.recompute else "none",
-        zero=0 if recipe.parallel.shards == 1 else 1 if recipe.parallel.pipeline > 1 else 3,
-    )
-    work = Work(config, steps * batch * length, batch, length, recipe.pretrain.mtp_weight > 0)
+    device = asked.machines.device
     try:
-        plan = plan_training(work, parse_machines(f"{world}x{name}"), layout)
+        plan = plan_training(asked.work, asked.machines, asked.layout)
     except UsageError as error:
         return {"planned": f"not: {error}"}
     # What is kept for good is known exactly.
@@ -186,13 +172,13 @@ def _planned(recipe: Recipe, config: ModelConfig, world: int, micro: int, state:
     return {
         "planned_layout": plan.layout.text,
         "planned_rank_bytes": parts | {"total": sum(parts.values())},
-        "planned_fits": sum(parts.values()) <= all_hardware()[name].memory_bytes,
+        "planned_fits": sum(parts.values()) <= device.memory_bytes,
         "planned_step_s": plan.step_s,
         "planned_step_parts_s": {part: round(s, 3) for part, s in plan.parts_s.items()},
         "planned_mfu": plan.mfu,
         "planned_days": plan.days,
         "planned_usd": plan.usd,
         "planned_joules": plan.joules,
-        "planned_joules_per_token": plan.joules / work.tokens,
-        "planned_meter": describe_meter(f"estimated:{name}"),
+        "planned_joules_per_token": plan.joules / asked.work.tokens,
+        "planned_meter": describe_meter(f"estimated:{device.name}"),
     }

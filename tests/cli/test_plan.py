@@ -73,6 +73,26 @@ def test_serving_is_planned(capsys):
     assert shown(capsys, "laptop", "--on", "2xvirtual-cpu", "--serve", "--prompt", "30", "--reply", "60")
 
 
+def test_serving_says_carbon(capsys):
+    tokens = ("deepseek-v3", "--on", "176xh800", "--serve", "--speed", "21", "--grid", "france")
+    found, page = json.loads(shown(capsys, *tokens, "--json")), shown(capsys, *tokens)
+    joules = 1e6 * found["chosen"]["joules_per_token"]
+    assert found["grid"] == "france" and found["chosen_carbon_g_per_million"] == pytest.approx(joules / 3.6e6 * 56)
+    assert found["prefill_carbon_g_per_million"] > 0 and page.count("g (france)") == 2
+
+
+def test_a_recipe_for_gpus_has_its_pretraining_planned(capsys, tmp_path):
+    path = tmp_path / "plan.html"
+    found = json.loads(shown(capsys, "v3-671b-2048xh800", "--json", "--html", str(path)))
+    assert found["devices"] == 2048 and found["batch_texts"] == 15360 and found["fits"]
+    assert found["layout"].startswith("pp=16,ep=64") and "dualpipev" in found["layout"]
+    # The recipe's price is that of all machines.
+    assert found["usd"] == pytest.approx(found["device_hours"] * 4096 / 2048) and path.is_file()
+    other = json.loads(shown(capsys, "v3-671b-2048xh800", "--json", "--layout", "pp=8,ep=64,schedule=1f1b"))
+    assert other["layout"].startswith("pp=8,ep=64") and "bf16" in other["layout"]
+    assert "1 x NVIDIA H100" in shown(capsys, "one-gpu")
+
+
 def test_reinforcement_learning_is_planned(capsys):
     tokens = (
         "one-gpu",
@@ -111,6 +131,9 @@ def test_reinforcement_learning_is_planned(capsys):
         (("deepseek-v33", "--on", "h800", "--tokens", "1T"), "did you mean deepseek-v3"),
         (("deepseek-v3", "--on", "8xh200", "--tokens", "1T"), "no layout fits"),
         (("laptop", "--on", "this", "--tokens", "1M"), "--calibrate"),
+        (("laptop",), "--calibrate"),
+        (("laptop", "--html", "plan.html"), "--html, --best and --layout go with --on"),
+        (("laptop", "--best"), "--html, --best and --layout go with --on"),
         ((*V3, "--serve", "--decode-ep", "4096"), "from 1 to 256 devices"),
         (("deepseek-v3", "--on", "8xh800", "--serve"), "leave no room"),
     ],
@@ -123,7 +146,7 @@ def test_wrong_usage_is_told(capsys, tokens, said):
 def test_this_machine_is_measured_once_and_then_known(settings, capsys, monkeypatch):
     row = replace(hardware("virtual-cpu"), name="this", title="this machine", measured=True)
     monkeypatch.setattr(command, "measure", lambda: row)
-    monkeypatch.setattr(command, "measured_rates", lambda: RATES)
+    monkeypatch.setattr(command, "measured_rates", lambda on_progress: RATES)
     assert str(settings) in shown(capsys, "--calibrate")
     assert load_this() == row and load_rates() == RATES
     assert "1 x this machine" in shown(capsys, "laptop", "--on", "this", "--tokens", "1M")

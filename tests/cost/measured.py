@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from leanseek.cost.rates import EngineRates, Rates
+from leanseek.cost.rates import DecodeRates, EngineRates, Rates
 
 ENGINE = EngineRates(
     layer_read_s=0.0004,
+    text_s=2e-5,
     read_flops_per_s=75e9,
     attend_read_flops_per_s=50e9,
     layer_decode_s=0.00008,
-    decode_flops_per_s=((16, 90e9), (64, 75e9), (256, 60e9)),
-    attend_flops_per_s=20e9,
+    decode=(
+        DecodeRates(1, 95e9, 10e9),
+        DecodeRates(8, 90e9, 15e9),
+        DecodeRates(64, 75e9, 20e9),
+        DecodeRates(256, 60e9, 20e9),
+    ),
     sample_s=4e-5,
     leave_s=3e-4,
     keep_s=1e-6,
+    tell_s=2e-6,
 )
 RATES = Rates(
     layer_step_s=0.02,
     train_flops_per_s=160e9,
     mtp_step_s=0.015,
     mtp_flops_per_s=120e9,
+    forward_flops_per_s=40e9,
     engine=ENGINE,
     alone=ENGINE,
     workers=2,

@@ -15,6 +15,7 @@ from leanseek.cost.planner import config_of
 from leanseek.errors import UsageError
 from tests.cost.pages import MOVE, check_alone, opened
 
+FRANCE = parse_grid("france")
 LAYOUT = parse_layout("pp=8,ep=64,schedule=dualpipe,recompute=full,precision=fp8")
 
 
@@ -25,14 +26,14 @@ def r1():
 
 
 def test_it_needs_nothing_and_runs_only_its_own_script(r1):
-    text = learning_page("<b>R1 & more</b>", r1)
+    text = learning_page("<b>R1 & more</b>", r1, FRANCE)
     data = json.loads(check_alone(text, "R1 &amp; more"))
     assert data["planned"]["steps"] == 8200 and data["replies"] == [4000, 8000, 16000]
     assert text.count('id="sample-') == 1 + len(SPLITS) and "512" in text
 
 
 def test_its_figures_are_the_plans(r1):
-    data = learning_figures(r1, parse_grid("france"))
+    data = learning_figures(r1)
     asked = data["planned"]
     split, sample_s, train_s = data["hardware"]["h800"]["ways"][asked["reply"]][asked["way"]]
     assert (split, sample_s, train_s) == pytest.approx((r1.split, r1.sample_s, r1.train_s))
@@ -57,7 +58,7 @@ def test_a_layout_that_does_not_fit_says_by_how_much(r1):
 
 @pytest.mark.browser
 def test_sliders_work_in_a_browser_without_a_network(tmp_path, r1):
-    with opened(tmp_path, learning_page("R1", r1)) as browser:
+    with opened(tmp_path, learning_page("R1", r1, FRANCE)) as browser:
         hours = float(browser.text("#hours"))
         assert hours == pytest.approx(r1.hours, rel=1e-3) and browser.text("#way-said") == f"{100 * r1.split:g}%"
         browser.run(MOVE, "way", 0)

@@ -14,6 +14,7 @@ from leanseek.cost.page import figures, plan_page
 from leanseek.cost.planner import plan
 from tests.cost.pages import MOVE, Parsed, check_alone, opened
 
+WORLD = parse_grid("world")
 LAYOUTS = ("pp=16,ep=64,schedule=dualpipe", "pp=8,ep=64,schedule=dualpipev", "pp=16,ep=8,schedule=zbv,recompute=full")
 
 
@@ -23,7 +24,7 @@ def v3():
 
 
 def test_it_needs_nothing_and_runs_only_its_own_script(v3):
-    check_alone(plan_page("<b>V3 & more</b>", v3), "V3 &amp; more")
+    check_alone(plan_page("<b>V3 & more</b>", v3, WORLD), "V3 &amp; more")
 
 
 @pytest.mark.parametrize("price", [None, "$3/h"])
@@ -40,7 +41,7 @@ def test_its_figures_are_the_plans(price):
 
 def test_what_was_measured_or_is_many_cores_is_a_row_of_its_own():
     small = plan("laptop", "2xvirtual-cpu", "4M", length=128)
-    data = figures(small, parse_grid("56"))
+    data = figures(small)
     row = data["hardware"][data["planned"]["hardware"]]
     assert data["planned"]["hardware"] == "planned" and row["watts"] == small.machines.device.watts
     hours = data["planned"]["tokens"] * data["flops_per_token"] / (row["flops"] * data["planned"]["mfu"]) / 3600
@@ -50,7 +51,7 @@ def test_what_was_measured_or_is_many_cores_is_a_row_of_its_own():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_pipeline_is_drawn_device_by_device(layout):
     found = plan("deepseek-v3", "2048xh800", "14.8T", layout=layout)
-    drawing = re.search(r'id="pipeline">(.*?)</svg>', plan_page("V3", found), re.DOTALL)
+    drawing = re.search(r'id="pipeline">(.*?)</svg>', plan_page("V3", found, WORLD), re.DOTALL)
     assert drawing is not None
     blocks = re.findall(r'<rect class="f(\d)" x="([\d.]+)" y="(\d+)" width="([\d.]+)"', drawing[1])
     rows = {int(y) for _, _, y, _ in blocks}
@@ -63,7 +64,7 @@ def test_the_pipeline_is_drawn_device_by_device(layout):
 
 
 def test_memory_and_costs_are_drawn_to_scale(v3):
-    text = plan_page("V3", v3)
+    text = plan_page("V3", v3, WORLD)
     parts, memory = (re.findall(r'<rect class="f\d" x="[\d.]+" y="0" width="([\d.]+)"', one) for one in
                      re.findall(r'<svg class="bars".*?</svg>', text, re.DOTALL))  # fmt: skip
     assert sum(map(float, parts)) == pytest.approx(1000, abs=1)
@@ -73,12 +74,12 @@ def test_memory_and_costs_are_drawn_to_scale(v3):
 
 
 def test_one_device_waits_for_nobody():
-    assert "nobody waits" in plan_page("small", plan("deepseek-v2-lite", "8xh100", "1T", layout="ep=8,zero=3"))
+    assert "nobody waits" in plan_page("small", plan("deepseek-v2-lite", "8xh100", "1T", layout="ep=8,zero=3"), WORLD)
 
 
 @pytest.mark.browser
 def test_sliders_work_in_a_browser_without_a_network(tmp_path, v3):
-    with opened(tmp_path, plan_page("V3", v3)) as browser:
+    with opened(tmp_path, plan_page("V3", v3, WORLD)) as browser:
         assert browser.text("#hours") == "2.926M" and browser.text("#energy").endswith("GWh")
         browser.run(MOVE, "mfu", round(2000 * v3.mfu))
         assert browser.text("#hours").startswith("1.46") and browser.text("#hours").endswith("M")

@@ -41,10 +41,15 @@ def test_a_damaged_file_is_told(tmp_path, text):
 def test_a_rate_is_an_amount(value):
     with pytest.raises(ValueError, match="train_flops_per_s"):
         replace(RATES, train_flops_per_s=value)
+    with pytest.raises(ValueError, match="attend_read_flops_per_s"):
+        replace(ENGINE, attend_read_flops_per_s=value)
     with pytest.raises(ValueError, match="attend_flops_per_s"):
-        replace(ENGINE, attend_flops_per_s=value)
-    with pytest.raises((ValueError, TypeError)):
-        replace(ENGINE, decode_flops_per_s=((16, value or 0),) if value is not True else ())
+        replace(ENGINE.decode[0], attend_flops_per_s=value)
+
+
+def test_decoding_has_rates():
+    with pytest.raises(ValueError, match="decode"):
+        replace(ENGINE, decode=())
 
 
 @pytest.mark.parametrize("name", ["workers", "read_gain", "watts"])

@@ -16,6 +16,8 @@ from leanseek.cost.serving import plan_serving
 from leanseek.cost.serving_page import serving_figures, serving_page
 from tests.cost.pages import MOVE, check_alone, opened
 
+FRANCE = parse_grid("france")
+
 
 @pytest.fixture(scope="module")
 def v3():
@@ -24,14 +26,14 @@ def v3():
 
 
 def test_it_needs_nothing_and_runs_only_its_own_script(v3):
-    data = json.loads(check_alone(serving_page("<b>V3 & more</b>", v3), "V3 &amp; more"))
-    assert data["planned"]["hardware"] == "h800" and data["prompt"] == 4489
+    data = json.loads(check_alone(serving_page("<b>V3 & more</b>", v3, FRANCE), "V3 &amp; more"))
+    assert data["planned"]["hardware"] == "h800" and data["prompt"] == 4489 and data["grams_per_kwh"] == 56
 
 
 def test_its_figures_are_the_plans(v3):
-    data = serving_figures(v3, parse_grid("france"))
+    data = serving_figures(v3)
     row, asked = data["hardware"]["h800"], data["planned"]
-    assert row["prefill"] == pytest.approx(v3.prefill_tokens_per_s * 0.5) and data["grams_per_kwh"] == 56
+    assert row["prefill"] == pytest.approx(v3.prefill_tokens_per_s * 0.5)
     assert [texts for texts, *_ in row["rates"]] == [rate.texts for rate in v3.rates]
     # As many requests as the machines can answer: they are busy just so long.
     each_s = 4489 / v3.prefill_tokens_per_s + 1000 / v3.chosen.device_tokens_per_s
@@ -48,13 +50,13 @@ def test_its_figures_are_the_plans(v3):
 
 def test_a_processor_is_drawn_too():
     found = plan_serving(Service(config_of("laptop"), 30, 60, 0, 1, 1, "fp32"), parse_machines("2xvirtual-cpu"))
-    data = json.loads(check_alone(serving_page("small", found), "small"))
+    data = json.loads(check_alone(serving_page("small", found, FRANCE), "small"))
     assert data["planned"]["hardware"] == found.machines.device.name
 
 
 @pytest.mark.browser
 def test_sliders_work_in_a_browser_without_a_network(tmp_path, v3):
-    with opened(tmp_path, serving_page("V3", v3)) as browser:
+    with opened(tmp_path, serving_page("V3", v3, FRANCE)) as browser:
         chosen = v3.chosen
         assert browser.text("#reply-cost") == f"${float(f'{chosen.usd_per_million:.3g}'):g}"
         assert browser.text("#texts") == str(chosen.texts) and browser.text("#devices") == "176"

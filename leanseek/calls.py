@@ -22,6 +22,8 @@ ROWS, GROUP, PROMPT = 256, 8, 16
 MIDDLE, LONG = 128, 512
 # Replies at once at which decoding is timed, with a prompt that is hardly felt and one whose cache is.
 SEVERAL, BEHIND = (1, 8, 64, ROWS), 192
+# How often a short call is timed where a long one is once: a moment of another process is as long as all of it.
+SHORT_TURNS = 4
 # Decoding steps that are timed, and those before them, which make what the others reuse.
 STEPS, FIRST = 10, 1
 
@@ -113,7 +115,8 @@ class Calls:
                 max_context_tokens=kind.prompt + max(kind.replies) + 1,
                 record_experts=kind.kept,
             )
-        self._found.setdefault(kind, []).append(self._timed(self._engines[kind], kind))
+        for _ in range(SHORT_TURNS if kind.rows == 1 else 1):
+            self._found.setdefault(kind, []).append(self._timed(self._engines[kind], kind))
 
     def took(self) -> dict[Kind, Took]:
         """Return what was timed, without what disturbed it."""

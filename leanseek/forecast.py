@@ -283,7 +283,8 @@ class _Forecast:
 
     def _replies_s(self, work: Drawing, times: float = 1) -> float:
         """Return the seconds of replies, of their problems and of checking them."""
-        around_s = work.prompts * self.rates.problem_s + work.samples * self.rates.reply_s
+        checked_s = self.rates.reply_s + _mean(work.replies) * self.rates.reply_token_s
+        around_s = work.prompts * self.rates.problem_s + work.samples * checked_s
         return times * (drawing_seconds(self.config, self.rates, work) + around_s)
 
     def _renewed_s(self, times: int) -> float:

@@ -61,8 +61,9 @@ DOCUMENTS = 1000
 TEXT, FEW_TEXTS, MANY_TEXTS = 128, 8, 32
 # Seconds after which nothing is timed once more, of which parts of the work have these shares.
 PATIENCE_S = 6.5
-# Replies that are checked for each task.
+# Replies that are checked for each task: problems, replies to each, and how often a solution is said over.
 CHECKED = 64
+MANY, FEW, LONGER = (CHECKED, 1, 1), (CHECKED // GROUP, GROUP, 1), (CHECKED // GROUP, GROUP, 3)
 SHARES = {"corpus": 0.1, "training": 0.35, "engine": 0.6, "together": 0.8, "alone": 1.0}
 
 
@@ -123,7 +124,6 @@ def measure_rates(
         share_out(None, "cpu")
     row, cores = this_cpu(), min(workers, usable_cores())
     engine = calls.took()
-    problem_s, reply_s = checking.seconds()
     read_gain, decode_gain = pools.gains(engine)
     return Rates(
         **training,
@@ -133,9 +133,8 @@ def measure_rates(
         read_gain=read_gain,
         decode_gain=decode_gain,
         renew_parameters_per_s=parameters(config).total / pools.renewed_s(),
-        problem_s=problem_s,
-        reply_s=reply_s,
         watts=row.watts * cores + row.idle_watts * (usable_cores() - cores),
+        **checking.rates(),
         **corpus,
     )
 
@@ -290,27 +289,31 @@ class _Checking:
 
     def __init__(self, chat: ChatFormat, environments: Sequence[Environment], clock: Callable[[], float]) -> None:
         self._chat, self._environments, self._clock = chat, environments, clock
-        self._few: list[float] = []
-        self._many: list[float] = []
+        self._times: dict[tuple[int, int, int], list[float]] = {}
+        self._tokens = 0.0  # of a reply, on the average
 
     def time(self) -> None:
-        """Check replies, each to a problem of its own, and as many to fewer problems."""
-        self._many.append(self._seconds(CHECKED, 1))
-        self._few.append(self._seconds(CHECKED // GROUP, GROUP))
+        """Check replies, each to a problem of its own; as many to fewer problems; and those again, as long as several."""
+        for kind in (MANY, FEW, LONGER):
+            self._times.setdefault(kind, []).append(self._seconds(*kind))
 
-    def seconds(self) -> tuple[float, float]:
-        """Return the seconds of a problem, and of a reply."""
-        count, fewer = len(self._environments), CHECKED // GROUP
-        once_s, often_s = undisturbed(self._few), undisturbed(self._many)
-        problem_s = max(often_s - once_s, 0.0) / (count * (CHECKED - fewer))
-        return problem_s, max(once_s - count * fewer * problem_s, 0.1 * once_s) / (count * CHECKED)
+    def rates(self) -> dict[str, float]:
+        """Return the seconds of a problem, of a reply, and of each of its tokens."""
+        many_s, few_s, longer_s = (undisturbed(self._times[kind]) for kind in (MANY, FEW, LONGER))
+        count, replies = len(self._environments), len(self._environments) * CHECKED
+        problem_s = max(many_s - few_s, 0.0) / (count * (MANY[0] - FEW[0]))
+        token_s = max(longer_s - few_s, 0.0) / (replies * self._tokens * (LONGER[2] - 1))
+        reply_s = (few_s - count * FEW[0] * problem_s) / replies - self._tokens * token_s
+        return {"problem_s": problem_s, "reply_s": max(reply_s, 0.1 * few_s / replies), "reply_token_s": token_s}
 
-    def _seconds(self, problems: int, each: int) -> float:
+    def _seconds(self, problems: int, each: int, times: int) -> float:
         known = {environment.name: environment for environment in self._environments}
         start = self._clock()
         made = [one for e in self._environments for one in distinct_problems(e, problems, 0)]
         asked = self._clock() - start
-        canned = _Canned(self._chat, [_worked(self._chat, known, one) for one in made for _ in range(each)])
+        replies = [times * _worked(self._chat, known, one) for one in made for _ in range(each)]
+        self._tokens = sum(map(len, replies)) / len(replies) / times
+        canned = _Canned(self._chat, replies)
         start = self._clock()
         attempt(cast(Engine, canned), made, SamplingParams(n=each), environments=known)
         return asked + self._clock() - start

@@ -61,7 +61,7 @@ def test_the_second_shortest_counts():
 
 @pytest.mark.parametrize("kind", [BEGIN, TELL, KEEP, calls.UNEVEN])
 def test_an_engine_does_the_work_of_a_kind(tiny_model, tiny_tokenizer, kind):
-    small = replace(kind, prompts=min(kind.prompts, 3), each=min(kind.each, 4), prompt=5)
+    small = replace(kind, prompts=min(kind.prompts, 6), each=min(kind.each, 4), prompt=5)
     seconds = iter(range(10**6))
     timed = Calls(tiny_model, tiny_tokenizer, lambda: float(next(seconds)))
     for _ in range(2):

@@ -360,7 +360,10 @@ def _rates_table(rates: Rates) -> Table:
                 "engines side by side",
                 f"{rates.workers}: {rates.read_gain:.2f} x prompts, {rates.decode_gain:.2f} x replies",
             ),
-            ("a problem, a check", f"{rates.problem_s * 1e6:.0f} and {rates.reply_s * 1e6:.0f} microseconds"),
+            (
+                "a problem, a check",
+                f"{rates.problem_s * 1e6:.0f} and {rates.reply_s * 1e6:.0f} + {rates.reply_token_s * 1e6:.1f} a token, microseconds",
+            ),
             ("corpus", f"{rates.encode_documents_per_s:,.0f} documents a second"),
         ]
     )

@@ -83,7 +83,7 @@ class Rates:
         read_gain, decode_gain: how much more all of them together do than one.
         renew_parameters_per_s: of the model, taken up by all engines once its weights have changed.
         problem_s: making a problem and its prompt.
-        reply_s: taking a reply apart and checking it.
+        reply_s, reply_token_s: taking a reply apart and checking it, and of each of its tokens.
         learn_documents_per_s: made, and a vocabulary learnt from them.
         encode_documents_per_s: made, and turned into tokens.
         search_documents_per_s: made, and searched for held-out problems.
@@ -104,6 +104,7 @@ class Rates:
     renew_parameters_per_s: float
     problem_s: float
     reply_s: float
+    reply_token_s: float
     learn_documents_per_s: float
     encode_documents_per_s: float
     search_documents_per_s: float

@@ -293,7 +293,7 @@ class _Checking:
         self._tokens = 0.0  # of a reply, on the average
 
     def time(self) -> None:
-        """Check replies, each to a problem of its own; as many to fewer problems; and those again, as long as several."""
+        """Check replies, each to a problem of its own; as many to fewer problems; and those again, thrice as long."""
         for kind in (MANY, FEW, LONGER):
             self._times.setdefault(kind, []).append(self._seconds(*kind))
 

@@ -362,7 +362,8 @@ def _rates_table(rates: Rates) -> Table:
             ),
             (
                 "a problem, a check",
-                f"{rates.problem_s * 1e6:.0f} and {rates.reply_s * 1e6:.0f} + {rates.reply_token_s * 1e6:.1f} a token, microseconds",
+                f"{rates.problem_s * 1e6:.0f} and {rates.reply_s * 1e6:.0f} microseconds, and "
+                f"{rates.reply_token_s * 1e6:.1f} a token",
             ),
             ("corpus", f"{rates.encode_documents_per_s:,.0f} documents a second"),
         ]

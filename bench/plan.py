@@ -2,7 +2,7 @@
 
 The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own;
 with `--run FOLDER` it and its rates stay there, and a run that was cut short goes on where it stopped, as planned.
-`--only bench` and `--only stages` do one of both.
+`--only bench` and `--only stages` do one of both; `--shorter 5` takes a fifth of every stage's steps.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PREFILL = (64, 256, 512)
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--recipe", default="laptop", help="name or path of a recipe")
+    parser.add_argument("--shorter", type=int, default=1, help="take one step of so many")
     parser.add_argument("--run", type=Path, help="where the rates and the run are kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,11 +82,16 @@ def speeds(rates: Any, options: Any) -> None:
 
 def stages(recipe: str, folder: Path, options: Any) -> None:
     """Make a run, which plans itself first, and publish each stage's row."""
-    make = [sys.executable, "-m", "leanseek", "make", recipe, "--run", str(folder)]
-    subprocess.run(make, check=True)
     from leanseek.cost.ledger import Ledger
     from leanseek.run import Run
+    from leanseek.settings import load_recipe
 
+    make, known = [sys.executable, "-m", "leanseek", "make", recipe, "--run", str(folder)], load_recipe(recipe)
+    if options.shorter > 1:
+        for stage in ("pretrain", "sft", "grpo"):
+            make += [f"--{stage}.steps", str(max(1, getattr(known, stage).steps // options.shorter))]
+    subprocess.run(make, check=True)
+    name = known.name if options.shorter == 1 else f"{known.name}, {options.shorter} times fewer steps"
     run = Run.open(folder)
     actual = Ledger(run.ledger_path, 0.0).totals()
     for stage, planned in run.summary["plan"].items():
@@ -97,7 +103,7 @@ def stages(recipe: str, folder: Path, options: Any) -> None:
             "parts_actual": took.get("seconds_by_part", {}),
         }
         sides = [planned["seconds"]], [took["seconds"]]
-        found = row(f"{recipe}: {stage}", "s", *sides, less_is_better=True, within=WITHIN, **facts)
+        found = row(f"{name}: {stage}", "s", *sides, less_is_better=True, within=WITHIN, **facts)
         publish("plan", found, options)
 
 

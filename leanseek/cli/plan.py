@@ -28,7 +28,14 @@ from leanseek.cost.service import Service
 from leanseek.cost.serving import BUSY, plan_serving
 from leanseek.cost.serving_page import serving_page
 from leanseek.cost.step import Work
-from leanseek.cost.summary import Table, learning_tables, row_table, serving_tables, training_tables
+from leanseek.cost.summary import (
+    Table,
+    learning_tables,
+    power_model,
+    row_table,
+    serving_tables,
+    training_tables,
+)
 from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
 from leanseek.files import write_atomic
@@ -166,7 +173,7 @@ def plan(
         if whose is not None:
             carbon = {f"{name}_carbon_g_per_million": whose.grams(1e6 * joules) for name, joules in each.items()}
             carbon["grid"] = whose.name
-        values = {**found.as_dict(), **carbon}
+        values = {**found.as_dict(), "meter": power_model(machines.device), **carbon}
         print(_as_json(values, None, None) if json else _page(model, serving_tables(found, whose)))
         return
     if rl:
@@ -185,7 +192,8 @@ def plan(
         learnt = plan_learning(task, machines, _layout(layout, precision))
         _draw(html, learning_page, f"{model}, reinforced on {machines.asked}", learnt, whose)
         page = _page(model, learning_tables(learnt, whose))
-        print(_as_json(learnt.as_dict(), whose, learnt.joules) if json else page)
+        values = {**learnt.as_dict(), "meter": power_model(machines.device)}
+        print(_as_json(values, whose, learnt.joules) if json else page)
         return
     if tokens is None:
         raise UsageError("--tokens is needed to plan training, such as --tokens 14.8T; or give --serve or --rl")
@@ -221,7 +229,8 @@ def _plan_training(
     _draw(html, plan_page, f"{model} on {machines.asked}", chosen, whose)
     if json:
         others = [{"layout": one.plan.layout.text, "step_s": one.plan.step_s, "why": one.why} for one in losers]
-        print(_as_json({"model": model, **chosen.as_dict(), "others": others, **_near(nearest)}, whose, chosen.joules))
+        values = {"model": model, **chosen.as_dict(), "meter": power_model(machines.device), "others": others}
+        print(_as_json({**values, **_near(nearest)}, whose, chosen.joules))
         return
     tables = training_tables(chosen, losers if best else [], whose)
     if not chosen.fits:

@@ -63,7 +63,7 @@ def training_tables(found: TrainingPlan, losers: Sequence[Loser], grid: Grid | N
             "MFU",
             f"{format_percent(found.mfu)} causal, {format_percent(found.mfu_noncausal)} non-causal, of bf16's peak",
         ),
-        *_bill(found.hours, found.device_hours, found.joules, found.usd, grid),
+        *_bill(found.hours, found.device_hours, found.joules, found.usd, grid, found.machines.device),
     ]
     parts = [(part, format_seconds(s), format_percent(s / found.step_s)) for part, s in found.parts_s.items()]
     memory = [(part, format_bytes(size)) for part, size in found.memory.as_dict().items()]
@@ -94,6 +94,7 @@ def serving_tables(found: ServingPlan, grid: Grid | None) -> list[Table]:
         ("prompt tokens", _million(found.prefill_usd_per_million, found.prefill_joules_per_token, grid)),
         ("reply tokens", _million(found.chosen.usd_per_million, found.chosen.joules_per_token, grid)),
     ]
+    facts.append(("energy", power_model(found.machines.device)))
     head = ("texts a device", "tokens/s a reply", "tokens/s a device", "$ a million", "J a token", "")
     rows = [
         (
@@ -122,7 +123,7 @@ def learning_tables(found: LearningPlan, grid: Grid | None) -> list[Table]:
         ("split", split),
         ("a round", f"sampling {format_seconds(found.sample_s)}, training {format_seconds(found.train_s)}"),
         ("training", found.layout.text),
-        *_bill(found.hours, found.device_hours, found.joules, found.usd, grid),
+        *_bill(found.hours, found.device_hours, found.joules, found.usd, grid, found.machines.device),
     ]
     return [Table(facts), *_notes(task.config)]
 
@@ -136,17 +137,22 @@ def row_table(row: Hardware) -> Table:
     )
 
 
+def power_model(device: Hardware) -> str:
+    """Return in words what planned energy rests on."""
+    return f"{device.watts:g} W a device, which is its full power; hosts, network and cooling not counted"
+
+
 def _notes(config: ModelConfig) -> list[Table]:
     return [Table([(NARROW_NOTE,)])] if config.hidden_size < NARROW else []
 
 
 def _bill(
-    hours: float, device_hours: float, joules: float, usd: float | None, grid: Grid | None
+    hours: float, device_hours: float, joules: float, usd: float | None, grid: Grid | None, device: Hardware
 ) -> list[tuple[str, str]]:
     paid = f"{device_hours:,.0f}" if device_hours >= 10 else f"{device_hours:.3g}"
     lines = [
         ("time", f"{format_seconds(hours * 3600)}; {paid} device hours"),
-        ("energy", f"{format_watt_hours(joules)} at the devices' full power; hosts, network and cooling not counted"),
+        ("energy", f"{format_watt_hours(joules)}: {power_model(device)}"),
         ("money", NO_PRICE if usd is None else format_usd(usd)),
     ]
     if grid is not None:

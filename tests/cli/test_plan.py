@@ -36,6 +36,7 @@ def test_training_is_planned(capsys):
     assert 2.4e6 < found["device_hours"] < 2.93e6 and found["usd"] == pytest.approx(2 * found["device_hours"])
     assert found["carbon_g"] == pytest.approx(found["joules"] / 3.6e6 * 582) and found["fits"]
     assert found["devices"] == 2048 and found["batch_texts"] == 15360 and found["others"] == []
+    assert found["meter"].startswith("700 W a device")
     page = shown(capsys, *V3, *STATED, "--grid", "china")
     for words in (
         "2,048 x NVIDIA H800",
@@ -79,6 +80,7 @@ def test_serving_says_carbon(capsys):
     joules = 1e6 * found["chosen"]["joules_per_token"]
     assert found["grid"] == "france" and found["chosen_carbon_g_per_million"] == pytest.approx(joules / 3.6e6 * 56)
     assert found["prefill_carbon_g_per_million"] > 0 and page.count("g (france)") == 2
+    assert "700 W a device" in page and found["meter"] in page
 
 
 def test_a_recipe_for_gpus_has_its_pretraining_planned(capsys, tmp_path):

@@ -111,7 +111,7 @@ def decode_row(
 def prefill_row(
     model: Transformer, *, tokens: int, limits: Limits | None, flops_per_token: float, repeats: int = 5
 ) -> dict[str, Any]:
-    """Return how fast a prompt is read: its tokens over the time until the first token of the reply.
+    """Return how fast a prompt is read: its tokens over the time from when it comes until the reply's first token.
 
     Args:
         model: any.
@@ -126,8 +126,9 @@ def prefill_row(
     samples = []
     for repeat in range(repeats):
         engine = Engine(model, max_batch=1, max_context_tokens=tokens + 2)
-        engine.add(_prompt(model.config, tokens, repeat), SamplingParams(max_tokens=1, temperature=0.0))
+        prompt = _prompt(model.config, tokens, repeat)
         begin_s = time.perf_counter()
+        engine.add(prompt, SamplingParams(max_tokens=1, temperature=0.0))
         while engine.has_work:
             engine.step()
         samples.append(tokens / (time.perf_counter() - begin_s))

@@ -1,8 +1,10 @@
 """Is the plan right? `leanseek plan RECIPE` against the ledger of the run, and the plan of `leanseek bench` against it.
 
+And how long do a plan and a calibration take: against the second and the ten seconds that they may?
+
 The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own;
 with `--run FOLDER` it and its rates stay there, and a run that was cut short goes on where it stopped, as planned.
-`--only bench` and `--only stages` do one of both; `--shorter 5` takes a fifth of every stage's steps.
+`--only bench`, `--only stages` and `--only answers` do one of them; `--shorter 5` takes a fifth of every stage's steps.
 """
 
 from __future__ import annotations
@@ -16,14 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rows import arguments, publish, repeats, row
+from rows import arguments, publish, repeats, row, seconds_of
 
+QUIETLY = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 # How far a plan may be off, as a share.
 WITHIN = 0.15
 TOKENS = 32
 # Batches and contexts: some that the calibration takes too, and some between them.
 DECODE = ((1, 16), (1, 256), (4, 64), (8, 64), (32, 64), (64, 64), (64, 256), (128, 128), (256, 64))
 PREFILL = (64, 256, 512)
+# What is asked, and the seconds in which it is to be answered.
+V3 = ("deepseek-v3", "--on", "2048xh800")
+ANSWERS = (
+    ((*V3, "--tokens", "14.8T"), 1.0),
+    ((*V3, "--tokens", "14.8T", "--layout", "pp=16,ep=64,schedule=dualpipe"), 1.0),
+    (("deepseek-v3", "--on", "176xh800", "--serve"), 1.0),
+    (("v3-671b-2048xh800",), 1.0),
+    (("laptop",), 1.0),
+    (("--calibrate",), 10.0),
+)
 
 
 def main() -> None:
@@ -42,10 +55,21 @@ def main() -> None:
             rates = measure_rates(repeats=1 if options.quick else 3)
             save_rates(rates)
         print(rates, flush=True)
+        if options.only in ("", "answers"):
+            answers(options)
         if options.only in ("", "bench"):
             speeds(rates, options)
         if options.only in ("", "stages") and not options.quick:
             stages(options.recipe, folder / "run", options)
+
+
+def answers(options: Any) -> None:
+    """Publish how long `leanseek plan` takes, from its start to its end."""
+    for asked, limit_s in ANSWERS:
+        call = partial(subprocess.run, [sys.executable, "-m", "leanseek", "plan", *asked], check=True, **QUIETLY)
+        times = [seconds_of(call) for _ in range(repeats(options))]
+        found = row(f"leanseek plan {' '.join(asked)}", "s", times, [limit_s], less_is_better=True)
+        publish("plan", found, options)
 
 
 def speeds(rates: Any, options: Any) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -192,11 +191,10 @@ def test_a_measurement_is_a_row():
     assert set(row.sources) >= {"bf16_flops", "fp32_flops", "memory_bytes_per_s", "watts"}
 
 
-def test_an_answer_takes_no_torch_and_little_time():
+def test_an_answer_takes_no_torch():
     code = (
         "import sys; from leanseek.cli.app import main\n"
         f"sys.exit(main(['plan', *{V3!r}, *{STATED!r}]) or 'torch' in sys.modules)"
     )
-    start_s = time.monotonic()
+    # How long it takes, bench/plan.py says: --only answers.
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
-    assert time.monotonic() - start_s < 5  # a third of a second where the processor is not shared

@@ -104,4 +104,5 @@ class Endings:
         one = rows.samples[row]
         if one.listener is None:
             one.listener = Listener(self._tokenizer, params.stop)
-        return one.listener.hears(int(rows.last[row]))
+        heard: bool = one.listener.hears(int(rows.last[row]))
+        return heard

@@ -57,12 +57,12 @@ class SharedEngine:
             raise call.error
         return [call.outputs[place] for place in range(len(call.outputs))]
 
-    @torch.no_grad()
     def take(self, source: Transformer) -> None:
         """Copy the weights of another model of the same shape; nothing is under way."""
         known = self.model.state_dict()
-        for name, tensor in source.state_dict().items():
-            known[name].copy_(tensor)
+        with torch.no_grad():
+            for name, tensor in source.state_dict().items():
+                known[name].copy_(tensor)
 
     @property
     def has_work(self) -> bool:

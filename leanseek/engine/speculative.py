@@ -150,7 +150,7 @@ class Speculation:
         next_T = torch.tensor([token for one in unread for token in one.next_tokens], device=device)
         hidden_TD = self.model.mtp(torch.cat([one.hidden_TD for one in unread]), next_T, segments, self.cache)
         hidden_SD = hidden_TD.index_select(0, segments.last_S)
-        drafts = []
+        drafts: list[Tensor] = []
         for place in range(self.drafts):
             if place:
                 ahead = tuple(position + place - 1 for position in positions)

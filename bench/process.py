@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from rows import ROOT
 
 PATIENCE_S = 180
+LEAVING_S = 10
 
 
 def free_port() -> int:
@@ -53,8 +53,12 @@ def running(command: Sequence[str | Path], ready: str, log: Path | None = None) 
                 time.sleep(0.1)
         yield
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.terminate()  # so that it ends its own processes
+        try:
+            child.wait(LEAVING_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 @contextmanager

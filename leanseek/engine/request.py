@@ -185,9 +185,9 @@ class Output:
     logprobs_within: list[float] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
-    """One token of one reply, or its end.
+    """One token of one reply, or its end; not frozen, since making a frozen one takes three times as long.
 
     Args:
         request_id, index: which request's which reply.

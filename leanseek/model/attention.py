@@ -186,8 +186,8 @@ class LatentAttention(nn.Module):
             hidden_SQK = F.pad(indexed.hidden_rows(index_keys_SKI, segments), (0, beyond), value=True)
         latent_THL = attend_invariant(
             torch.cat((q_HTL.transpose(0, 1), q_rope_THR), dim=-1),
-            keys_SKC,
-            keys_SKC[..., : self.latent],
+            keys_SKC.unsqueeze(2),
+            keys_SKC[..., : self.latent].unsqueeze(2),
             segments,
             hidden_SQK,
             self.scale,

@@ -50,32 +50,18 @@ class GroupedAttention(nn.Module):
         v_TGI = self.v_proj(x_TD).view(-1, self.shared, self.width)
         if hasattr(self, "q_norm"):
             q_THI, k_TGI = self.q_norm(q_THI), self.k_norm(k_TGI)
-        q_THI, k_TGI = rotate_halves(q_THI, rotations_TR), rotate_halves(k_TGI, rotations_TR)
+        turned_TJI = rotate_halves(torch.cat((q_THI, k_TGI), dim=1), rotations_TR)
+        q_THI, k_TGI = turned_TJI.split((self.heads, self.shared), dim=1)
         if cache is not None:
             cache.write(layer, torch.cat((k_TGI, v_TGI), dim=1).flatten(1), segments)
         if cache is not None and is_invariant():
             keys_SKGI, values_SKGI = self._parts(read_invariant(cache, layer, segments))
-            each = self.heads // self.shared
-            out_THI = torch.cat(
-                [
-                    attend_invariant(
-                        q_THI[:, g * each : (g + 1) * each],
-                        keys_SKGI[:, :, g],
-                        values_SKGI[:, :, g],
-                        segments,
-                        None,
-                        self.scale,
-                    )
-                    for g in range(self.shared)
-                ],
-                dim=1,
-            )
+            out_THI = attend_invariant(q_THI, keys_SKGI, values_SKGI, segments, None, self.scale)
         elif cache is None or segments.cached_lengths is None:
             out_THI = attend_packed(q_THI, self._each(k_TGI), self._each(v_TGI), segments, self.scale)
         else:
-            k, v = self._parts(cache.read(layer, segments.longest, segments))
-            visible_SQK = segments.visible_SQK()
-            out_THI = attend_rows(q_THI, self._each(k), self._each(v), visible_SQK, segments, self.scale)
+            keys_SKGI, values_SKGI = self._parts(cache.read(layer, segments.longest, segments))
+            out_THI = attend_rows(q_THI, keys_SKGI, values_SKGI, segments.visible_SQK(), segments, self.scale)
         return self.o_proj(out_THI.reshape(x_TD.shape[0], self.heads * self.width))
 
     def _parts(self, entries_SKC: Tensor) -> tuple[Tensor, ...]:

@@ -51,65 +51,68 @@ def attend_packed(
 
 
 def attend_rows(
-    q_THD: Tensor, k_SKHD: Tensor, v_SKHV: Tensor, visible_SQK: Tensor, segments: Segments, scale: float
+    q_THD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, visible_SQK: Tensor, segments: Segments, scale: float
 ) -> Tensor:
     """Attend from each segment's tokens over its row of keys and values; [T, H, V].
 
     Args:
         q_THD: queries of the packed tokens.
-        k_SKHD, v_SKHV: a row per segment, padded.
+        k_SKGD, v_SKGV: a row per segment, padded; each of G heads serves H / G heads of the queries side by side.
         visible_SQK: True where a query may look, [S, queries, keys].
         segments: whose tokens the queries are.
         scale: factor on the scores.
     """
-    out = expanded_attention(in_rows(q_THD, segments), k_SKHD, v_SKHV, visible_SQK.unsqueeze(1), scale)
+    q_SQHD, shared = in_rows(q_THD, segments), k_SKGD.shape[2]
+    each = q_SQHD.shape[2] // shared
+    if each > 1:  # they ask as if they were further tokens, so that keys and values are not copied for each of them
+        q_SQHD = q_SQHD.unflatten(2, (shared, each)).transpose(2, 3).flatten(1, 2)
+        visible_SQK = visible_SQK.repeat_interleave(each, dim=1)
+    out = expanded_attention(q_SQHD, k_SKGD, v_SKGV, visible_SQK.unsqueeze(1), scale)
+    if each > 1:
+        out = out.unflatten(1, (-1, each)).transpose(2, 3).flatten(2, 3)
     return out_of_rows(out, segments)
 
 
 def attend_invariant(
     q_THC: Tensor,
-    keys_SKC: Tensor,
-    values_SKV: Tensor,
+    keys_SKGC: Tensor,
+    values_SKGV: Tensor,
     segments: Segments,
     hidden_SQK: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Attend from each segment's tokens over its row of cached keys, which all heads share; [T, H, V].
+    """Attend from each segment's tokens over its row of cached keys; [T, H, V].
 
     A token's result has the same bits however its text was cut and whatever else is in the call.
 
     Args:
         q_THC: queries of the packed tokens.
-        keys_SKC, values_SKV: a row per segment, padded by finite numbers to a multiple of `KEY_MULTIPLE`.
+        keys_SKGC, values_SKGV: a row per segment, padded by finite numbers to a multiple of `KEY_MULTIPLE`; each of G
+            heads serves H / G heads of the queries side by side.
         segments: whose tokens the queries are.
         hidden_SQK: True where a query may not look; None: plain causal order.
         scale: factor on the scores.
     """
-    sequences, queries, keys = len(segments.lengths), max(segments.lengths), keys_SKC.shape[1]
-    heads, device = q_THC.shape[1], q_THC.device
+    queries, (keys, shared) = max(segments.lengths), keys_SKGC.shape[1:3]
+    each, device = q_THC.shape[1] // shared, q_THC.device
     if queries <= MOST_LEVEL_QUERIES:
-        q_SQHC = in_rows(q_THC, segments)
         hidden_SMK: Tensor | None
         if hidden_SQK is not None:
-            hidden_SMK = hidden_SQK.repeat_interleave(heads, dim=1)
+            hidden_SMK = hidden_SQK.repeat_interleave(each, dim=1)
         elif queries == 1 and segments.level:  # all see all but the padding
-            hidden_SMK = torch.arange(keys, device=device) >= segments.longest if keys > segments.longest else None
+            hidden_K = torch.arange(keys, device=device) >= segments.longest if keys > segments.longest else None
+            hidden_SMK = None if hidden_K is None else hidden_K.view(1, 1, -1)
         else:
-            hidden_SMK = segments.hidden_SMK(queries, keys, heads)
-        out = invariant_attention(
-            q_SQHC.view(sequences, queries * heads, -1),
-            keys_SKC,
-            values_SKV,
-            hidden_SMK,
-            scale,
+            hidden_SMK = segments.hidden_SMK(queries, keys, each)
+        return out_of_rows(
+            _attend_shared(in_rows(q_THC, segments), keys_SKGC, values_SKGV, hidden_SMK, scale), segments
         )
-        return out_of_rows(out.view(sequences, queries, heads, -1), segments)
-    out_THV = values_SKV.new_empty(q_THC.shape[0], heads, values_SKV.shape[2])
+    out_THV = values_SKGV.new_empty(*q_THC.shape[:2], values_SKGV.shape[3])
     for s, (at, length, first) in enumerate(
         zip(segments.starts, segments.lengths, segments.first_positions, strict=True)
     ):
         seen = -(-(first + length) // KEY_MULTIPLE) * KEY_MULTIPLE
-        step = max(MOST_SCORES // (seen * heads), 1)
+        step = max(MOST_SCORES // (seen * q_THC.shape[1]), 1)
         for begin in range(0, length, step):
             count = min(step, length - begin)
             if hidden_SQK is None:
@@ -117,15 +120,34 @@ def attend_invariant(
                 hidden_QK = torch.arange(seen, device=device) > last_Q[:, None]
             else:
                 hidden_QK = hidden_SQK[s, begin : begin + count, :seen]
-            out = invariant_attention(
-                q_THC[at + begin : at + begin + count].reshape(1, count * heads, -1),
-                keys_SKC[s : s + 1, :seen],
-                values_SKV[s : s + 1, :seen],
-                hidden_QK.repeat_interleave(heads, dim=0)[None],
+            out_THV[at + begin : at + begin + count] = _attend_shared(
+                q_THC[at + begin : at + begin + count][None],
+                keys_SKGC[s : s + 1, :seen],
+                values_SKGV[s : s + 1, :seen],
+                hidden_QK.repeat_interleave(each, dim=0)[None],
                 scale,
-            )
-            out_THV[at + begin : at + begin + count] = out.view(count, heads, -1)
+            )[0]
     return out_THV
+
+
+def _attend_shared(
+    q_SQHC: Tensor, keys_SKGC: Tensor, values_SKGV: Tensor, hidden_SMK: Tensor | None, scale: float
+) -> Tensor:
+    """Attend by `invariant_attention`, the queries of the heads that share a key side by side; [S, Q, H, V]."""
+    sequences, queries, heads = q_SQHC.shape[:3]
+    shared = keys_SKGC.shape[2]
+    if shared == 1:
+        out_SMV = invariant_attention(
+            q_SQHC.reshape(sequences, queries * heads, -1), keys_SKGC[:, :, 0], values_SKGV[:, :, 0], hidden_SMK, scale
+        )
+        return out_SMV.view(sequences, queries, heads, -1)
+    each = heads // shared
+    q_NMC = q_SQHC.unflatten(2, (shared, each)).transpose(1, 2).reshape(sequences * shared, queries * each, -1)
+    keys_NKC, values_NKV = (x.transpose(1, 2).flatten(0, 1) for x in (keys_SKGC, values_SKGV))
+    if hidden_SMK is not None and hidden_SMK.shape[0] > 1:
+        hidden_SMK = hidden_SMK.repeat_interleave(shared, dim=0)
+    out_NMV = invariant_attention(q_NMC, keys_NKC, values_NKV, hidden_SMK, scale)
+    return out_NMV.view(sequences, shared, queries, each, -1).transpose(1, 2).flatten(2, 3)
 
 
 def read_invariant(cache: CacheView, layer: int, segments: Segments) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -39,9 +40,10 @@ from leanseek.server.responses import ResponsesRequest
 from leanseek.server.service import ALIASES, Served, Service
 from leanseek.server.sse import EventStream, PatientAnswer
 from leanseek.server.tokenize import DetokenizeRequest, TokenizeRequest
+from leanseek.server.turnstile import Turnstile
 from leanseek.server.wire import Drawing
 
-__all__ = ["ALIASES", "Endpoints", "Served", "make_app"]
+__all__ = ["ALIASES", "Endpoints", "Served", "Site", "make_site"]
 
 # DeepSeek's base URL has no /v1, OpenAI's has; some of DeepSeek's features stand under /beta alone, here everywhere.
 BASES = ("/v1", "", "/beta", "/beta/v1")
@@ -60,7 +62,7 @@ BODIES: dict[str, type[BaseModel]] = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(
+def make_site(
     bridge: Bridge,
     served: Served,
     api_keys: Sequence[str] = (),
@@ -68,8 +70,8 @@ def make_app(
     cors_origins: Sequence[str] = (),
     access_log: bool = False,
     any_host: bool = False,
-) -> ASGIApp:
-    """Build the application.
+) -> Site:
+    """Build what answers requests.
 
     Args:
         bridge: to the engine; started by the caller.
@@ -85,13 +87,7 @@ def make_app(
     handlers: dict[Any, Any] = {LeanseekError: _tell, HTTPException: _tell_http, Exception: _tell_unexpected}
     open_paths = (*OPEN_PATHS, *endpoints.page_files.paths)
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
-    replying = {path for (_, path), one in paths.items() if one in endpoints.replying}
-
-    def admit(path: str) -> None:
-        if path in replying:
-            bridge.make_room()
-
-    app = Gate(app, api_keys, open_paths=open_paths, any_host=any_host, admit=admit)
+    app = gate = Gate(app, api_keys, open_paths=open_paths, any_host=any_host)
     if cors_origins:
         app = CORSMiddleware(
             app,
@@ -101,7 +97,22 @@ def make_app(
             expose_headers=["x-request-id", "retry-after"],
         )
     known = {path for _, path in paths if "{" not in path}
-    return Journal(app, bridge.metrics, known, say if access_log else None)
+    journal = Journal(app, bridge.metrics, known, say if access_log else None)
+    replying = {path for (_, path), one in paths.items() if one in endpoints.replying}
+    return Site(journal, Turnstile(bridge, gate, journal, replying))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What answers requests.
+
+    Args:
+        app: answers all of them.
+        turnstile: answers those for which there is no room, at less cost, if it is asked first.
+    """
+
+    app: ASGIApp
+    turnstile: Turnstile
 
 
 class Endpoints:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
 import math
@@ -11,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from leanseek.engine.engine import Engine
@@ -19,6 +18,7 @@ from leanseek.engine.request import Event, SamplingParams
 from leanseek.errors import EngineError, LeanseekError
 from leanseek.log import say
 from leanseek.server.bill import Bill
+from leanseek.server.mail import Mail
 from leanseek.server.metrics import Metrics
 from leanseek.server.tally import Tally
 from leanseek.server.ticket import (
@@ -78,6 +78,7 @@ class Bridge:
         self._looked_s = 0.0
         self._orders: queue.SimpleQueue[tuple[str, Ticket] | None] = queue.SimpleQueue()
         self._tickets: dict[str, Ticket] = {}
+        self._mail = Mail(self.cancel)
         self._engine: Engine | None = None
         self._lock = threading.Lock()  # no order may slip in behind the end
         self._settled = threading.Event()
@@ -234,9 +235,9 @@ class Bridge:
         try:
             engine.add(ticket.prompt_ids, ticket.params, ticket.request_id, ticket.scope)
         except LeanseekError as error:
-            self._send({ticket: [RefusedError(str(error))]})
+            self._mail.post({ticket: [RefusedError(str(error))]})
         except Exception as error:  # the request's boundary
-            self._send({ticket: [_failure(error)]})
+            self._mail.post({ticket: [_failure(error)]})
         else:
             self._tickets[ticket.request_id] = ticket
             self.tally.began(ticket)
@@ -249,7 +250,7 @@ class Bridge:
             except queue.Empty:
                 return
             if order is not None and order[0] == "add":
-                self._send({order[1]: [StoppingError("the server is stopping")]})
+                self._mail.post({order[1]: [StoppingError("the server is stopping")]})
 
     def _step(self, engine: Engine) -> None:
         self.bill.begin()
@@ -272,7 +273,7 @@ class Bridge:
             if ticket.running == 0:
                 del self._tickets[ticket.request_id]
                 self.tally.finished(ticket)
-        self._send(said)
+        self._mail.post(said)
 
     def _give_up(self, engine: Engine) -> None:
         """Let go of the requests whose turn did not come in time, and tell their clients."""
@@ -292,7 +293,7 @@ class Bridge:
             self.metrics.replies.add(sum(ticket.params.n for ticket in late), reason="queue_timeout")
             message = f"the request has waited {self._queue_s:g} s for its turn and was dropped; try again later"
             error = WaitedError(message, self.retry_s)
-            self._send({ticket: [error] for ticket in late})
+            self._mail.post({ticket: [error] for ticket in late})
 
     def _read_by(self, engine: Engine) -> list[Ticket]:
         """Return the requests whose prompts are being read."""
@@ -307,7 +308,7 @@ class Bridge:
         if self._engine is not None:
             for ticket in failed:
                 self._cancel(self._engine, ticket.request_id)
-        self._send({ticket: [error] for ticket in failed})
+        self._mail.post({ticket: [error] for ticket in failed})
 
     def _cancel(self, engine: Engine, request_id: str) -> None:
         try:
@@ -315,23 +316,6 @@ class Bridge:
         except Exception as error:  # an engine that cannot let go of a request cannot be trusted with another
             say(f"the engine failed and takes no more requests\n{traceback.format_exc().rstrip()}")
             self.failure, self.state = error, "failed"
-
-    def _send(self, arrived: Mapping[Ticket, Sequence[Event | LeanseekError]]) -> None:
-        """Wake each event loop once for all that its requests got."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Sequence[Event | LeanseekError]]]] = defaultdict(list)
-        for ticket, items in arrived.items():
-            loops[ticket.loop].append((ticket, items))
-        for loop, mail in loops.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, mail)
-            except RuntimeError:  # the loop is closed: nobody waits for these any more
-                for ticket, _ in mail:
-                    self.cancel(ticket)
-
-
-def _deliver(mail: Sequence[tuple[Ticket, Sequence[Event | LeanseekError]]]) -> None:
-    for ticket, items in mail:
-        ticket.deliver(items)
 
 
 def _failure(error: Exception) -> LeanseekError:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message
 from leanseek.errors import UsageError
 from leanseek.run import model_folder
 from leanseek.server.affinity import ANYWHERE, key_of, ranked
-from leanseek.server.app import make_app
+from leanseek.server.app import make_site
 from leanseek.server.bill import Bill
 from leanseek.server.body import read_bytes
 from leanseek.server.bridge import Bridge
@@ -95,7 +95,7 @@ class Replica:
             loading.engine, most_requests=settings.max_batch + settings.max_requests, bill=Bill(loading.meter())
         )
         keys = read_keys(settings.api_key_file) if settings.api_key_file is not None else ()
-        self._app = make_app(self._bridge, loading.served(settings.name), keys, any_host=settings.insecure)
+        self._app = make_site(self._bridge, loading.served(settings.name), keys, any_host=settings.insecure).app
         self._mark = (b"x-replica", name.encode())
         self._bridge.start()
         self._bridge.wait()  # Ray sends nothing before this is over

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanseek.errors import LeanseekError, UsageError
@@ -16,6 +16,8 @@ from leanseek.server.refusal import ApiError, as_api_error, error_response
 
 # Answered without a key: whether the server lives, and the page, which asks for the key itself.
 OPEN_PATHS = ("/", "/health", "/ready")
+# Headers of every answer, beside its request's id.
+MARKS = ((b"x-content-type-options", b"nosniff"),)
 
 
 class Gate:
@@ -27,8 +29,6 @@ class Gate:
             that a web page cannot reach the server through a name that it points at this machine.
         open_paths: answered without a key.
         any_host: whether names that are not local are answered without keys too.
-        admit: raises for a path whose requests have no room now; their bodies are then not read. What a refusal takes
-            is taken from the replies that are under way.
     """
 
     def __init__(
@@ -38,10 +38,8 @@ class Gate:
         *,
         open_paths: Sequence[str] = OPEN_PATHS,
         any_host: bool = False,
-        admit: Callable[[str], None] = lambda path: None,
     ) -> None:
         self._app, self._open_paths, self._any_host = app, frozenset(open_paths), any_host
-        self._admit = admit
         self._keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,22 +51,27 @@ class Gate:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                marks = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
-                message = {**message, "headers": [*message["headers"], *marks]}
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id), *MARKS]}
             await send(message)
 
         try:
-            self._check(scope["path"], Headers(scope=scope))
-            if scope["method"] == "POST":
-                self._admit(scope["path"])
+            self.check(scope["path"], scope["headers"])
         except LeanseekError as error:
             await error_response(as_api_error(error), scope["path"])(scope, receive, send_marked)
         else:
             await self._app(scope, receive, send_marked)
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def check(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """See that a request may pass.
+
+        Args:
+            path: of it.
+            headers: names in lower case.
+        Raises:
+            ApiError: it may not.
+        """
         if not self._keys:
-            name = _host_name(headers.get("host", "localhost"))
+            name = _host_name(_first(headers, b"host", "localhost"))
             if not self._any_host and not is_loopback(name):
                 raise ApiError(
                     403,
@@ -77,9 +80,9 @@ class Gate:
                     code="host_not_allowed",
                 )
         elif path not in self._open_paths:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
+            scheme, _, key = _first(headers, b"authorization").partition(" ")
             bearer = key.strip() if scheme.lower() == "bearer" else ""
-            given = (bearer or headers.get("x-api-key", "").strip()).encode()
+            given = (bearer or _first(headers, b"x-api-key").strip()).encode()
             # Every key is compared, each in constant time: the answer's delay tells nothing.
             if not sum(hmac.compare_digest(given, known) for known in self._keys):
                 message = (
@@ -109,12 +112,18 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
     return keys
 
 
+@lru_cache(maxsize=1024)  # the same few names, many times a second
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower().removesuffix(".") == "localhost"
+
+
+def _first(headers: Sequence[tuple[bytes, bytes]], name: bytes, default: str = "") -> str:
+    """Return the value of the first header of that name."""
+    return next((value.decode("latin-1") for known, value in headers if known == name), default)
 
 
 def _host_name(header: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,16 +54,34 @@ class Journal:
         try:
             await self._app(scope, receive, send_watched)
         finally:
-            path = scope["path"]
-            self._metrics.answered(path if path in self._paths else "other", status)
-            if self._write is not None:
-                line = {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": path if path in self._paths else "other",
-                    "status": status,
-                    "seconds": round(time.monotonic() - began_s, 4),
-                    **noted,
-                }
-                self._write(json.dumps(line))
+            self.note(scope["method"], scope["path"], status, request_id, time.monotonic() - began_s, noted)
+
+    def note(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        request_id: str,
+        seconds: float = 0.0,
+        noted: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Note how a request went.
+
+        Args:
+            method, path, status, request_id: of it and its answer.
+            seconds: from its head to its answer's end.
+            noted: what else is told of it.
+        """
+        path = path if path in self._paths else "other"
+        self._metrics.answered(path, status)
+        if self._write is not None:
+            line = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "request_id": request_id,
+                "method": method,
+                "path": path,
+                "status": status,
+                "seconds": round(seconds, 4),
+                **noted,
+            }
+            self._write(json.dumps(line))

@@ -19,7 +19,7 @@ import uvicorn
 from leanseek.engine.engine import Engine
 from leanseek.errors import ServerError, UsageError
 from leanseek.log import say
-from leanseek.server.app import make_app
+from leanseek.server.app import make_site
 from leanseek.server.bill import Bill
 from leanseek.server.bridge import QUEUE_S, Bridge, Report
 from leanseek.server.gate import is_loopback
@@ -92,22 +92,24 @@ class Listener:
         self.served = served
         self._scheme = "http" if tls is None else "https"
         self.bridge = Bridge(load, most_requests=most_requests, queue_s=queue_s, bill=bill)
+        site = make_site(
+            self.bridge,
+            served,
+            api_keys,
+            cors_origins=cors_origins,
+            access_log=access_log,
+            any_host=insecure,
+        )
         config = uvicorn.Config(
-            make_app(
-                self.bridge,
-                served,
-                api_keys,
-                cors_origins=cors_origins,
-                access_log=access_log,
-                any_host=insecure,
-            ),
-            http=Protocol,
+            site.app,
+            http=Protocol.behind(site.turnstile),
             ws="none",
             loop="uvloop",
             lifespan="off",
             log_level="error",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing asks who the client is
             ssl_certfile=None if tls is None else tls[0],
             ssl_keyfile=None if tls is None else tls[1],
         )

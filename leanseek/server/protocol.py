@@ -5,21 +5,32 @@ from __future__ import annotations
 import asyncio
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from leanseek.server.turnstile import Turnstile
 
 HEAD_BYTES = 64 << 10
 # Between two requests of a connection, and within the head of a later one, uvicorn's own limit holds.
 HEAD_TIMEOUT_S = 30.0
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_CLOSE = (b"connection", b"close")
 
 
 class Protocol(HttpToolsProtocol):
     """One connection, which is closed if its first request's head does not arrive in time, or any head is too large."""
 
+    turnstile: Turnstile
+
+    @classmethod
+    def behind(cls, turnstile: Turnstile) -> type[Protocol]:
+        """Return the class whose connections ask this turnstile first: uvicorn makes them by class."""
+        return type("Protocol", (cls,), {"turnstile": turnstile})
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, and wait for a while."""
         super().connection_made(transport)
         self._in_head, self._head_bytes = True, 0
+        self._asked = self._refused = self._inside = False
         self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:
@@ -51,10 +62,57 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Take a whole head."""
-        self._in_head = False
-        super().on_headers_complete()
+        """Take a whole head; where there is no room for its request, that is the answer, and its body is passed over.
+
+        A request that came before the answer to the one before it was over waits for that, as all such do; and so does
+        one whose client has not taken earlier answers.
+        """
+        self._in_head, self._asked = False, True
+        answering = self.cycle is not None and not self.cycle.response_complete
+        refusal = None
+        if not answering and not self.flow.write_paused:
+            if self.turnstile.concerns(self.parser.get_method(), self.url, self.headers):
+                refusal = self.turnstile.enter(self.url)
+                self._inside = refusal is None
+        self._refused = refusal is not None
+        if refusal is None:
+            super().on_headers_complete()
+        else:
+            self._refuse(*refusal)
+
+    def on_response_complete(self) -> None:
+        """End an answer."""
+        self._leave()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the connection, and with it an answer that was not over."""
+        self._leave()
+        super().connection_lost(exc)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take a body's end."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def _leave(self) -> None:
+        if self._inside:
+            self._inside = False
+            self.turnstile.leave()
+
+    def _refuse(self, status: int, rest: bytes) -> None:
+        stays = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        more = self.server_state.default_headers if stays else [*self.server_state.default_headers, _CLOSE]
+        self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % pair for pair in more), rest]))
+        self.on_response_complete()
+        if not stays:
+            self.transport.close()
 
     def _give_up(self) -> None:
-        if self.cycle is None:
+        if not self._asked:
             self.transport.close()

@@ -63,8 +63,7 @@ class Said:
         )
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Held(NamedTuple):
     """A token that waits until it cannot be part of a stop text."""
 
     token_id: int

@@ -77,6 +77,7 @@ class Ticket:
         self.loop = asyncio.get_running_loop()
         self.siblings: Sequence[Ticket] = (self,)  # of one client's request, which begins with the first of them
         self.running = params.n  # replies that have not ended; the engine's thread counts
+        self.has_begun = False  # whether any of it was handed over; the engine's thread says so
         self._cancel = cancel
         self._arrived: list[Event | LeanseekError] = []
         self._waiting: asyncio.Future[None] | None = None
@@ -144,7 +145,7 @@ class Ticket:
 
         A client that is too far behind loses its request, not the server its memory.
         """
-        if len(self._arrived) >= MOST_BEHIND:
+        if len(self._arrived) + len(items) > MOST_BEHIND:
             if self._over:
                 return
             self.close()

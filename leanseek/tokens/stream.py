@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from leanseek.tokens.marks import Marks
 from leanseek.tokens.tokenizer import Tokenizer
@@ -31,13 +31,15 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What one token added: to the thinking, to the answer, or to tool calls."""
 
     reasoning_content: str = ""
     content: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+NOTHING = Delta()
 
 
 def call_id(index: int) -> str:
@@ -84,8 +86,9 @@ class Output:
     def take(self) -> Delta:
         """Return what was added since the last time."""
         if not (self._reasoning or self._content or self._tools):
-            return Delta()
-        delta = Delta("".join(self._reasoning), "".join(self._content), tuple(self._merged()))
+            return NOTHING
+        tools = tuple(self._merged()) if self._tools else ()
+        delta = Delta("".join(self._reasoning), "".join(self._content), tools)
         self._reasoning.clear()
         self._content.clear()
         self._tools.clear()

@@ -38,9 +38,10 @@ from process import free_port, leanseek, running
 from rows import alternate, arguments, publish, repeats, row
 
 CLIENTS = (1, 4, 16, 64)
+MANY = 16  # from so many on, --fast is measured too
 TOKENS = 32
 PAUSE_S = 0.25
-SECONDS = 4.0
+SECONDS = 3.0
 MOST_REQUESTS = 128  # at the overload: two batches
 OVERLOAD = 10
 WARM_S = 0.5  # until a process that stands beside runs
@@ -125,7 +126,7 @@ def search(folder: Path, options: Any, log: Path | None) -> None:
 def compare(kind: str, clients: int, folder: Path, options: Any, log: Path | None) -> None:
     """Measure a number of clients."""
     work = f"{kind}, {clients} Poisson clients, {TOKENS} tokens each, laptop size, random weights"
-    seconds = 2.0 if options.quick else SECONDS
+    seconds = SECONDS
     last: dict[str, list[Seen]] = {}
 
     def rate(name: str, url: str, model: str) -> float:
@@ -140,9 +141,10 @@ def compare(kind: str, clients: int, folder: Path, options: Any, log: Path | Non
         ours = opened.enter_context(leanseek(folder, "--max-batch", "64", log=log and log.with_suffix(".ours")))
         sides = {"ours": lambda: rate("ours", ours, "model")}
         if kind != "deepseek" and options.vllm is None:
-            quick = opened.enter_context(leanseek(folder, "--max-batch", "64", "--fast"))
+            if clients >= MANY:
+                quick = opened.enter_context(leanseek(folder, "--max-batch", "64", "--fast"))
+                sides |= {"fast": lambda: rate("fast", quick, "model")}
             theirs = opened.enter_context(peer(folder, log))
-            sides |= {"fast": lambda: rate("fast", quick, "model")}
             sides |= {"transformers": lambda: rate("transformers", theirs, str(folder))}
         elif kind != "deepseek":
             theirs = opened.enter_context(vllm(options.vllm, folder, log))
@@ -182,7 +184,7 @@ def _latency(runs: Sequence[Seen]) -> dict[str, float]:
 def overload(folder: Path, options: Any, log: Path | None) -> None:
     """Measure what is left of the capacity at ten times as many requests."""
     work = f"deepseek, {OVERLOAD} times the requests that can be answered, {TOKENS} tokens each, against as many as can"
-    seconds = 3.0 if options.quick else SECONDS
+    seconds = SECONDS
     refused: list[float] = []
     own: dict[str, list[float]] = {"full": [], "beside": [], "over": []}
     spawn = multiprocessing.get_context("spawn")

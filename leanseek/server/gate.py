@@ -112,7 +112,7 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
     return keys
 
 
-@lru_cache(maxsize=1024)  # the same few names, many times a second
+@lru_cache(maxsize=64)  # the same few names, many times a second
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine alone."""
     try:

@@ -62,7 +62,8 @@ def serve(
         drafts: Tokens that the MTP layer drafts at once, where that is found to pay; without it, 1 if there is such
             a layer.
         fast: Let the last bits of log-probabilities, and with them near ties, depend on what else runs: quicker on a
-            CPU, but for small fp32 models with latent attention, where sameness costs nothing.
+            CPU for bf16 and dense models; those with latent attention and fp32, int8 or int4 weights give nothing for
+            sameness, but that they read long prompts more slowly if packed.
         name: What requests call the model; without it, the folder's name.
         alias: A further name for it, besides DeepSeek's own; may be given several times.
         usd_per_hour: What the machine costs; answers then tell what they cost.

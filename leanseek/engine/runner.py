@@ -15,7 +15,6 @@ from leanseek.engine.speculative import Drawn, Speculation
 from leanseek.model.cache import CacheSpec
 from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
-from leanseek.model.packed_decoder import PackedDecoder
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 
@@ -44,10 +43,7 @@ class Runner:
     ) -> None:
         self.model, self.whole_texts, self.record_experts = model, whole_texts, record_experts
         self.cache = PagedCache(specs, blocks.count, blocks.tokens, model.device)
-        self.forward: Transformer | Decoder | PackedDecoder = model
-        for kind in (Decoder, PackedDecoder):
-            if kind.suits(model):
-                self.forward = kind(model)
+        self.forward: Transformer | Decoder = Decoder(model) if Decoder.suits(model) else model
         self.speculation = Speculation(self.forward, self.cache, drafts) if drafts else None
         self._stale = True  # whether the tables in use are not the rows'
 

@@ -13,7 +13,6 @@ from leanseek.engine.sampler import SamplingRows, sample, uniform
 from leanseek.engine.scheduler import Reading, Sample
 from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
-from leanseek.model.packed_decoder import PackedDecoder
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
 
@@ -63,7 +62,7 @@ class Speculation:
     Source: DeepSeek-V3 report section 5.4.3; Leviathan et al. 2023 (arXiv 2211.17192) for checking drafts.
     """
 
-    def __init__(self, model: Transformer | Decoder | PackedDecoder, cache: PagedCache, drafts: int) -> None:
+    def __init__(self, model: Transformer | Decoder, cache: PagedCache, drafts: int) -> None:
         self.model, self.cache, self.drafts = model, cache, drafts
         self.drafted = self.accepted = 0
         self._unread: dict[Sample, _Unread] = {}

@@ -1,36 +1,48 @@
-"""Decoder: a small fp32 model's forward pass over a cache on the CPU, as one call of the compiled library.
+"""Decoder: a model's forward pass over a cache on the CPU, as one call of the compiled library.
 
-A small model's step in torch is mostly the price of some hundred calls. Here it is one, which computes what
-`Transformer` says: that is its definition, and takes its place where the library or the model do not allow this one.
-Every token's sums are added up in one order, whatever is read beside it: the result is batch-invariant.
+A small model's step in torch is mostly the price of some hundred calls, and that price is a sixth of a large one's.
+Here it is one call, which computes what `Transformer` says: that is its definition, and takes its place where the
+library or the model do not allow this one. Every token's sums are added up in one order, whatever is read beside it:
+the result is batch-invariant, with plain weights and with packed ones.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from leanseek.kernels.invariance import is_invariant
+from leanseek.kernels.packed import PANEL, Packed
 from leanseek.kernels.registry import chosen, native_implementation, reference
-from leanseek.kernels.stack import MOST_EXPERTS, MOST_GROUPS, Panels, Stack, panels_linear, run_stack
-from leanseek.model.attention import LatentAttention
+from leanseek.kernels.stack import (
+    MOST_CHANNELS,
+    MOST_EXPERTS,
+    MOST_GROUPS,
+    Panels,
+    Stack,
+    panels_linear,
+    run_stack,
+)
+from leanseek.model.attention import PACKED_ABSORB_UP_TO, LatentAttention
 from leanseek.model.cache import PagedView
 from leanseek.model.experts import DeepSeekMoE, Routing
-from leanseek.model.layers import SwiGLU
+from leanseek.model.layers import Linear, SwiGLU
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Block, Transformer
 
-# Weights of a model: their second copy takes a GiB at most.
+# Plain weights of a model: their second copy takes a GiB at most.
 MOST_WEIGHTS = 1 << 28
 
 
 class Decoder:
     """A model for inference: called as the model is, with the same results but for rounding.
 
-    Weights are copied into panels, which all decoders of a model share. They are copied anew whenever torch's version
-    counters say that the model's have changed; writes through `.data` escape these.
+    Packed weights are used where they are. Plain ones are copied into panels, which all decoders of a model share, and
+    copied anew whenever torch's version counters say that they have changed; writes through `.data` escape these.
 
     Args:
         model: for which `suits` holds.
@@ -48,9 +60,9 @@ class Decoder:
             and config.family.attention == "latent"
             and config.n_routed_experts <= MOST_EXPERTS
             and config.n_group <= MOST_GROUPS
-            and model.lm_head.packed is None
-            and sum(p.numel() for p in model.parameters()) <= MOST_WEIGHTS
-            and all(p.dtype == torch.float32 and p.is_contiguous() and not p.is_inference() for p in model.parameters())
+            and config.cache_width <= MOST_CHANNELS
+            and all(p.is_contiguous() and not p.is_inference() for p in model.parameters())
+            and (_all_plain(model) if model.packed_bits is None else _all_packed(model))
             and chosen("decode") is not None
         )
 
@@ -58,6 +70,9 @@ class Decoder:
         self, tokens_T: Tensor, segments: Segments, cache: PagedView, routing: Routing | None = None
     ) -> Tensor:
         """Return the hidden states after the last norm; as `Transformer.forward`, without gradients."""
+        if self.model.packed_bits is not None and not is_invariant() and max(segments.lengths) > PACKED_ABSORB_UP_TO:
+            # Expanded attention is quicker for so many, and gives other bits.
+            return decode_reference(self, tokens_T, segments, cache, routing, None, False)[0]
         return self._run(tokens_T, segments, cache, routing)[0]
 
     def decode(self, tokens_T: Tensor, segments: Segments, cache: PagedView, routing: Routing | None = None) -> Tensor:
@@ -68,14 +83,15 @@ class Decoder:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return logits_TW."""
-        return panels_linear(hidden_TD, self.weights().head)
+        head = self.weights().head
+        return panels_linear(hidden_TD, head) if isinstance(head, Panels) else self.model.logits(hidden_TD)
 
     def mtp(self, hidden_TD: Tensor, next_tokens_T: Tensor, segments: Segments, cache: PagedView) -> Tensor:
         """Return MTP hidden states; as `Transformer.mtp`."""
         return self._run(next_tokens_T, segments, cache, None, hidden_TD)[0]
 
     def weights(self) -> _Weights:
-        """Return the model's weights in panels, as they are now."""
+        """Return the model's weights as the library takes them, as they are now."""
         with _lock:
             held = _held.get(self.model)
             if held is None or held.version != held.version_now():
@@ -96,15 +112,35 @@ class Decoder:
         return out
 
 
+def _all_plain(model: Transformer) -> bool:
+    parameters = list(model.parameters())
+    return all(p.dtype == torch.float32 for p in parameters) and sum(p.numel() for p in parameters) <= MOST_WEIGHTS
+
+
+def _all_packed(model: Transformer) -> bool:
+    config = model.config
+    widths = (config.kv_lora_rank, config.qk_nope_head_dim, config.v_head_dim)
+    blocks = [block for block in model.model.layers if isinstance(block, Block)]
+    return (
+        not any(width % PANEL for width in widths)
+        and config.qk_rope_head_dim % 2 == 0
+        and all(p.dtype == torch.float32 or p is model.model.embed_tokens.weight for p in model.parameters())
+        and all(block.self_attn.kv_b_proj.packed is not None for block in blocks)
+    )
+
+
 class _Weights:
-    """A model's weights in panels, the MTP layer's apart."""
+    """A model's weights as the library takes them, the MTP layer's apart."""
 
     def __init__(self, model: Transformer) -> None:
         self._sources = [*model.parameters(), *model.buffers()]
+        self._packed = [one for one in model.modules() if isinstance(one, Linear) and one.packed is not None]
         self.version = self.version_now()
         config = model.config
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
-        self.head = Panels.of(model.lm_head.weight)
+        experts = bool(config.n_routed_experts)
+        store_dtype = torch.float32 if model.packed_bits is None else torch.bfloat16
+        self.head = _weight(model.lm_head)
         shape = {
             "dim": config.hidden_size,
             "heads": config.num_attention_heads,
@@ -113,12 +149,12 @@ class _Weights:
             "rope": config.qk_rope_head_dim,
             "value": config.v_head_dim,
             "latent": config.kv_lora_rank,
-            "experts": config.n_routed_experts,
-            "per_token": config.num_experts_per_tok,
-            "groups": 1 if config.topk_method == "greedy" else config.n_group,
-            "best_groups": config.topk_group,
+            "experts": config.n_routed_experts or 0,
+            "per_token": config.num_experts_per_tok if experts else 0,
+            "groups": 1 if config.topk_method == "greedy" or not experts else config.n_group,
+            "best_groups": config.topk_group if experts else 0,
             "group_best": 2 if config.topk_method == "noaux_tc" else 1,
-            "expert_width": config.moe_intermediate_size,
+            "expert_width": config.moe_intermediate_size if experts else 0,
             "vocabulary": config.vocab_size,
             "softmax": config.scoring_func == "softmax",
             "normalised": config.norm_topk_prob,
@@ -131,22 +167,27 @@ class _Weights:
         self.main = Stack(
             [_layer(block) for block in blocks[:main]],
             {**shape, "first": 0, "norm": model.model.norm.weight, "scale": _scale(blocks[0])},
+            store_dtype,
         )
         self.mtp: Stack | None = None
         if (last := model.mtp_layer) is not None:
             join = {
                 "first": main,
-                "join": Panels.of(last.eh_proj.weight),
+                "join": _weight(last.eh_proj),
                 "join_embedding_norm": last.enorm.weight,
                 "join_hidden_norm": last.hnorm.weight,
                 "norm": last.shared_head.norm.weight,
                 "scale": _scale(last),
             }
-            self.mtp = Stack([_layer(last)], {**shape, **join})
+            self.mtp = Stack([_layer(last)], {**shape, **join}, store_dtype)
 
     def version_now(self) -> int:
         """Return what changes when a weight does."""
         return sum([source._version for source in self._sources])
+
+    def learns(self) -> bool:
+        """Whether a packed weight has got a low-rank update beside it, which the library does not know."""
+        return any([one.low_rank is not None for one in self._packed])
 
 
 _held: WeakKeyDictionary[Transformer, _Weights] = WeakKeyDictionary()
@@ -184,6 +225,8 @@ def _decode(
 ) -> tuple[Tensor, Tensor | None]:
     assert segments.prefixes is None, "texts over a cache continue what it holds"
     weights = decoder.weights()
+    if weights.learns():
+        return decode_reference(decoder, tokens_T, segments, cache, routing, hidden_TD, logits)
     stack = weights.main if hidden_TD is None else weights.mtp
     assert stack is not None, "callers ask `mtp_layer` first"
     texts = len(segments.lengths)
@@ -211,37 +254,58 @@ def _scale(block: Block) -> float:
     return block.self_attn.scale
 
 
+def _weight(linear: Linear) -> Panels | Packed:
+    return Panels.of(linear.weight) if linear.packed is None else linear.packed
+
+
 def _layer(block: Block) -> dict[str, object]:
     """Return a layer's weights under the names that `Stack` takes."""
     attention, mlp = block.self_attn, block.mlp
     assert isinstance(attention, LatentAttention)
-    up_HXL = attention.kv_b_proj.weight.view(attention.heads, -1, attention.latent)
-    key_HNL, value_HVL = up_HXL.split((attention.nope, attention.value), dim=1)
     layer: dict[str, object] = {
         "norm": block.input_layernorm.weight,
-        "latent": Panels.of(attention.kv_a_proj_with_mqa.weight),
+        "latent": _weight(attention.kv_a_proj_with_mqa),
         "latent_norm": attention.kv_a_layernorm.weight,
-        "key_up": Panels.of(key_HNL.mT),
-        "value_up": Panels.of(value_HVL),
-        "out": Panels.of(attention.o_proj.weight),
+        "out": _weight(attention.o_proj),
         "mlp_norm": block.post_attention_layernorm.weight,
+        **_absorbed(attention),
     }
     if hasattr(attention, "q_proj"):
-        layer["query"] = Panels.of(attention.q_proj.weight)
+        layer["query"] = _weight(attention.q_proj)
     else:
-        layer["query_down"] = Panels.of(attention.q_a_proj.weight)
+        layer["query_down"] = _weight(attention.q_a_proj)
         layer["query_norm"] = attention.q_a_layernorm.weight
-        layer["query"] = Panels.of(attention.q_b_proj.weight)
+        layer["query"] = _weight(attention.q_b_proj)
     dense = mlp if isinstance(mlp, SwiGLU) else getattr(mlp, "shared_experts", None)
-    if dense is not None:
-        layer["gate_up"] = Panels.in_turn(dense.gate_proj.weight, dense.up_proj.weight)
-        layer["down"] = Panels.of(dense.down_proj.weight)
-        layer["width"] = dense.down_proj.weight.shape[1]
+    if isinstance(dense, SwiGLU):
+        if dense.packed is None:
+            layer["gate_up"] = Panels.halves(dense.gate_proj.weight, dense.up_proj.weight)
+            layer["down"] = _weight(dense.down_proj)
+            layer["width"] = dense.down_proj.weight.shape[1]
+        else:
+            layer["gate_up"], layer["down"] = (stack.of_stack(0) for stack in dense.packed)
+            layer["width"] = dense.packed[1].inputs
     if isinstance(mlp, DeepSeekMoE):
         layer["router"] = Panels.of(mlp.gate.weight)
         if mlp.gate.e_score_correction_bias is not None:
             layer["bias"] = mlp.gate.e_score_correction_bias
-        gate_EFD, up_EFD = mlp.experts.gate_up_proj.chunk(2, dim=1)
-        layer["experts_gate_up"] = Panels.in_turn(gate_EFD, up_EFD)
-        layer["experts_down"] = Panels.of(mlp.experts.down_proj)
+        if mlp.experts.packed is None:
+            layer["experts_gate_up"] = Panels.halves(*mlp.experts.gate_up_proj.chunk(2, dim=1))
+            layer["experts_down"] = Panels.of(mlp.experts.down_proj)
+        else:
+            layer["experts_gate_up"], layer["experts_down"] = mlp.experts.packed
     return layer
+
+
+def _absorbed(attention: LatentAttention) -> dict[str, object]:
+    """Return what is made of `kv_b_proj`: every head's ways from its query to a latent, and from that to its value."""
+    packed, heads = attention.kv_b_proj.packed, attention.heads
+    if packed is None:
+        up_HXL = attention.kv_b_proj.weight.view(heads, -1, attention.latent)
+        key_HNL, value_HVL = up_HXL.split((attention.nope, attention.value), dim=1)
+        return {"key_up": Panels.of(key_HNL.mT), "value_up": Panels.of(value_HVL)}
+    keys, scales_HN = attention.absorbed_keys()
+    first = attention.nope // PANEL
+    codes, scales = (whole.unflatten(0, (heads, -1))[:, first:] for whole in (packed.codes, packed.scales))
+    values = replace(packed, codes=codes, scales=scales, outputs=attention.value)
+    return {"key_up": keys, "key_scales": scales_HN, "value_up": values}

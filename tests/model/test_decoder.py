@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -80,15 +82,17 @@ def test_it_gives_the_models_hidden_states_logits_and_experts(make_model, shape,
 
 @pytest.mark.parametrize("shape", SHAPES[:6])
 @torch.no_grad()
-def test_a_token_has_the_same_bits_in_any_company(make_model, shape):
-    """Alone and among others, in one piece and cut anywhere, by one thread and by two."""
+def test_a_token_has_the_same_bits_in_any_company(make_model, monkeypatch, shape):
+    """Alone and among others, in one piece and cut anywhere, by one thread and by two that split tokens or weights."""
     model, lengths, threads = make_model(**shape), (40, 7, 23, 1, 30), torch.get_num_threads()
     decoder, texts = Decoder(model), [drawn(length, seed) for seed, length in enumerate(lengths)]
     together = decoder(torch.cat(texts), Segments(lengths), cache_of(model, len(lengths))).split(lengths)
     generator = torch.Generator().manual_seed(1)
     try:
-        for count in (1, 2):
+        for count, near in ((1, 1 << 30), (2, 1 << 30), (2, 0)):
             torch.set_num_threads(count)
+            monkeypatch.setattr("leanseek.kernels.stack.NEAR_BYTES", near)
+            decoder = Decoder(copy.deepcopy(model))  # whose weights are laid out anew
             for text, expected in zip(texts, together, strict=True):
                 cache, at, pieces = cache_of(model, 1), 0, []
                 while at < len(text):

@@ -1,4 +1,4 @@
-"""The native decoding step of packed models gives what the model itself gives, step for step."""
+"""The decoder of packed weights gives what the model gives, and every token the same bits in any company."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from leanseek.engine.engine import Engine
 from leanseek.engine.paged_cache import PagedCache
 from leanseek.engine.request import SamplingParams
 from leanseek.kernels import native, registry
+from leanseek.kernels.invariance import invariant
+from leanseek.model import decoder as decoder_module
+from leanseek.model.cache import ContiguousCache
+from leanseek.model.decoder import Decoder
 from leanseek.model.experts import Routing
-from leanseek.model.packed_decoder import PackedDecoder
+from leanseek.model.layers import LowRank
 from leanseek.model.segments import Segments
+
+pytestmark = pytest.mark.skipif(bool(native.missing("generic")), reason=native.missing("generic"))
 
 # Widths of whole panels, heads of which some are no multiple of a register's lanes.
 WIDE = {
@@ -37,6 +43,7 @@ SHAPES = {
     },
     "V3": {"n_group": 4, "topk_group": 2, "q_lora_rank": 128, "n_shared_experts": 2},
     "dense": {"first_k_dense_replace": 3, "num_attention_heads": 20},
+    "no shared experts": {"n_shared_experts": 0, "num_nextn_predict_layers": 1, "num_attention_heads": 18},
 }
 
 
@@ -74,12 +81,12 @@ def test_it_gives_the_models_logits_and_experts(packed, monkeypatch, shape, form
         pytest.skip(native.missing(variant))
     monkeypatch.setenv("LEANSEEK_KERNELS", variant)
     registry.choose.cache_clear()
-    model, lengths = packed(shape, form), [3, 300, 31, 32, 1, 40, 2]  # the second has more than a piece's 256 keys
+    model, lengths = packed(shape, form), [3, 300, 31, 32, 1, 40, 2]  # the second has keys for three chunks
     tables, free = [], iter([(7 * i) % 64 for i in range(64)])
     for length in lengths:
         tables.append([next(free) for _ in range(-(-(length + 4) // 32))])
-    assert PackedDecoder.suits(model)
-    decoder, (one, other) = PackedDecoder(model), caches(model, lengths, tables)
+    assert Decoder.suits(model)
+    decoder, (one, other) = Decoder(model), caches(model, lengths, tables)
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         tokens = torch.randint(0, 320, (sum(lengths),), generator=generator)
@@ -103,44 +110,97 @@ def test_it_gives_the_models_logits_and_experts(packed, monkeypatch, shape, form
     registry.choose.cache_clear()
 
 
-def test_a_row_is_the_same_in_any_company_and_for_any_number_of_threads(packed):
-    model, lengths = packed("V3", "int4"), [5, 290, 33]
-    if not PackedDecoder.suits(model):
-        pytest.skip("no native kernels")
-    tables = [[0], [*range(1, 12)], [20, 21]]
-    decoder, tokens, positions = PackedDecoder(model), torch.tensor([7, 8, 9]), torch.tensor(lengths)
-    with torch.inference_mode():
-        prompt = torch.randint(0, 320, (sum(lengths),), generator=torch.Generator().manual_seed(0))
-        together, alone = caches(model, lengths, tables)
-        for cache in (together, alone):
-            model(prompt, Segments(tuple(lengths)), cache)
-        whole = decoder(tokens, Segments.decode(positions, 291, False), together)
-        for row in range(3):
-            alone.use([tables[row]])
-            got = decoder(
-                tokens[row : row + 1], Segments.decode(positions[row : row + 1], lengths[row] + 1, True), alone
-            )
-            assert torch.equal(got[0], whole[row])
-        before = torch.get_num_threads()
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("shape", ["V2", "V3", "no shared experts"])
+@torch.inference_mode()
+def test_a_token_has_the_same_bits_in_any_company(packed, monkeypatch, shape, form):
+    """Alone and among others, in one piece and cut anywhere, by any number of threads that split tokens or weights."""
+    model, lengths, threads = packed(shape, form), (140, 7, 23, 1, 300), torch.get_num_threads()
+    decoder, generator = Decoder(model), torch.Generator().manual_seed(1)
+    texts = torch.randint(0, 320, (sum(lengths),), generator=generator).split(lengths)
+
+    def cache(rows):
+        return ContiguousCache(model.cache_specs(), rows, 512)
+
+    with invariant(True):
+        together = decoder(torch.cat(texts), Segments(lengths), cache(len(lengths))).split(lengths)
         try:
-            torch.set_num_threads(3)
-            again = [decoder(tokens, Segments.decode(positions, 291, False), together) for _ in range(20)]
-            assert all(torch.equal(one, whole) for one in again)
+            for count, near in ((1, 0), (2, 0), (3, 1 << 30)):
+                torch.set_num_threads(count)
+                monkeypatch.setattr("leanseek.kernels.stack.NEAR_BYTES", near)
+                decoder_module._held.clear()  # weights are laid out anew
+                for text, expected in zip(texts, together, strict=True):
+                    own, at, pieces = cache(1), 0, []
+                    while at < len(text):
+                        size = min(int(torch.randint(1, 90, (), generator=generator)), len(text) - at)
+                        pieces.append(decoder(text[at : at + size], Segments((size,), cached_lengths=(at,)), own))
+                        at += size
+                    assert torch.equal(torch.cat(pieces), expected)
+                    again = decoder.decode(text[-1:], Segments((1,), cached_lengths=(len(text) - 1,)), own)
+                    assert torch.equal(again, decoder.logits(expected)[-1:])
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
+            decoder_module._held.clear()
 
 
-def test_an_engine_decodes_with_it_and_a_plain_one_does_not(packed, make_model):
+@torch.inference_mode()
+def test_long_prompts_of_an_engine_that_need_not_repeat_bits_are_the_models(packed):
+    model, tokens = packed("V3", "int8"), torch.arange(40)
+    decoder, caches = Decoder(model), [ContiguousCache(model.cache_specs(), 1, 64) for _ in range(2)]
+    assert torch.equal(decoder(tokens, Segments((40,)), caches[0]), model(tokens, Segments((40,)), caches[1]))
+
+
+@torch.inference_mode()
+def test_the_mtp_layer_gives_what_the_models_own_gives(packed):
+    model, tokens = packed("no shared experts", "int8"), torch.arange(40)
+    decoder, caches = Decoder(model), [ContiguousCache(model.cache_specs(), 1, 64) for _ in range(2)]
+    with invariant(True):
+        hidden_TD = model(tokens, Segments((40,)), caches[0])
+        wanted = model.mtp(hidden_TD, tokens, Segments((40,)), caches[0])
+        got = decoder.mtp(hidden_TD, tokens, Segments((40,)), caches[1])
+    error = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    assert error.median() < 0.06
+
+
+def test_a_low_rank_update_beside_a_packed_weight_counts(packed):
+    model, tokens = packed("dense", "int8"), torch.arange(9)
+    decoder, projection = Decoder(model), model.model.layers[0].self_attn.o_proj
+    with torch.inference_mode():
+        before = decoder(tokens, Segments((9,)), ContiguousCache(model.cache_specs(), 1, 64))
+    outputs, inputs = projection.shape
+    projection.low_rank = LowRank(
+        torch.nn.Parameter(torch.ones(1, inputs)), torch.nn.Parameter(torch.ones(outputs, 1)), 1
+    )
+    try:
+        with torch.inference_mode():
+            after = decoder(tokens, Segments((9,)), ContiguousCache(model.cache_specs(), 1, 64))
+            wanted = model(tokens, Segments((9,)), ContiguousCache(model.cache_specs(), 1, 64))
+        assert torch.equal(after, wanted) and not torch.allclose(after, before, atol=1e-2)
+    finally:
+        projection.low_rank = None
+
+
+def test_an_engine_decodes_with_it(packed):
     model = packed("V2", "int8")
-    if not PackedDecoder.suits(model):
-        pytest.skip("no native kernels")
     params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
     native_engine, torch_engine = (Engine(model, max_batch=2, max_context_tokens=64) for _ in range(2))
-    assert isinstance(native_engine.runner.forward, PackedDecoder)
+    assert isinstance(native_engine.runner.forward, Decoder)
     torch_engine.runner.forward = model
     wanted = torch_engine.generate(prompts, params)
     for got, other in zip(native_engine.generate(prompts, params), wanted, strict=True):
         same = sum(a == b for a, b in zip(got.token_ids, other.token_ids, strict=True))
         assert same >= 3  # until a near tie: the first is the prompt's, others agree by chance once in 320
-    assert not PackedDecoder.suits(make_model())
+
+
+def test_a_servers_replies_have_the_same_bits_in_any_company(packed):
+    """By the engine that a server has: texts in blocks, prompts read in pieces, and no `--fast`."""
+    model = packed("V3", "int4")
+    params = SamplingParams(max_tokens=9, seed=3, ignore_eos=True, logprobs=2)
+    prompts = [list(range(5, 5 + length)) for length in (3, 70, 150)]
+    room = 1 << 22
+    together = Engine(model, max_batch=3, cache_bytes=room)
+    assert together.invariant and isinstance(together.runner.forward, Decoder)
+    for prompt, found in zip(prompts, together.generate(prompts, params), strict=True):
+        (alone,) = Engine(model, max_batch=1, cache_bytes=room).generate([prompt], params)
+        assert alone.token_ids == found.token_ids and alone.logprobs == found.logprobs

@@ -142,11 +142,6 @@ LEANSEEK_API int32_t leanseek_expanded_attention(int32_t variant, int32_t thread
         value, scale, static_cast<float *>(out));
 }
 
-LEANSEEK_API int32_t leanseek_packed_decode(int32_t variant, int32_t threads, const leanseek_packed_model *model,
-                                     const leanseek_packed_step *step) {
-    return table(variant)->packed_decode(threads, model, step);
-}
-
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

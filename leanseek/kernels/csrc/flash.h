@@ -14,7 +14,7 @@ namespace {
 
 const int FLASH_LANES = 16;  // lanes
 const int FLASH_KEYS = 64;     // keys whose scores are in memory at once
-const int MOST_CHANNELS = 1024;
+const int MOST_CHANNELS = 1024;  // leanseek/kernels/flash.py and stack.py know it too
 
 // Queries, as pairs of channels [channels / 2][16], and what they have gathered up to now.
 struct Gathered {

@@ -2,11 +2,10 @@
 #pragma once
 #include <stdint.h>
 
-#include "packed_stack.h"
 #include "stack.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 5
+#define LEANSEEK_ABI 6
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -51,10 +50,6 @@ LEANSEEK_API int32_t leanseek_expanded_attention(int32_t variant, int32_t thread
                                                  const void *keys_values, const void *rope, const void *spans,
                                                  int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
                                                  int64_t nope, int64_t turned, int64_t value, float scale, void *out);
-
-// One new token for each of some texts through a model with packed weights: hidden states after the last norm.
-LEANSEEK_API int32_t leanseek_packed_decode(int32_t variant, int32_t threads, const leanseek_packed_model *model,
-                                            const leanseek_packed_step *step);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

@@ -2,18 +2,33 @@
 #pragma once
 #include <stdint.h>
 
-// A layer's weights in panels, norms as they are. Null: the layer has none of it.
+// How a weight's numbers are kept: fp32 in panels of 16 outputs, [panels, inputs, 16], or packed as packed.py states.
+enum { LEANSEEK_PLAIN = 0, LEANSEEK_INT4 = 4, LEANSEEK_INT8 = 8 };
+
+// A weight, or a stack of them. Null numbers: there is none. Weights that take the same numbers in are of one kind.
+struct leanseek_weight {
+    const void *numbers, *scales;
+    int64_t kind;
+    int64_t apart;  // panels from one weight of a stack to the next
+};
+
 struct leanseek_layer {
     const float *norm;
-    const float *query_down, *query_norm, *query;  // without the first two, queries come from the hidden state
-    const float *latent, *latent_norm;             // hidden state -> latent and rope key
-    const float *key_up, *value_up;                // of every head: query -> latent, latent -> value
-    const float *out;
+    leanseek_weight query_down;  // without it, queries come from the hidden state
+    const float *query_norm;
+    leanseek_weight query, latent;  // latent: hidden state -> latent and rope key
+    const float *latent_norm;
+    leanseek_weight key_up;  // of every head: query -> latent
+    const float *key_scales;  // [heads, nope]: what queries are multiplied with before it; null: nothing
+    leanseek_weight value_up;  // of every head: latent -> value
+    leanseek_weight out;
     const float *mlp_norm;
-    const float *gate_up, *down;                   // of the dense MLP or the shared experts; panels of both in turn
-    const float *router, *bias;
-    const float *experts_gate_up, *experts_down;   // stacks
-    int64_t width;                                 // of the dense MLP or the shared experts
+    // Gate and up one after the other, each filled up to 32 outputs; the first two of the dense MLP or the shared experts.
+    leanseek_weight gate_up, down;
+    leanseek_weight router;  // plain
+    const float *bias;
+    leanseek_weight experts_gate_up, experts_down;  // stacks
+    int64_t width;  // of the dense MLP or the shared experts
 };
 
 struct leanseek_stack {
@@ -22,10 +37,14 @@ struct leanseek_stack {
     int64_t dim, heads, query_rank, nope, rope, value, latent;
     int64_t experts, per_token, groups, best_groups, group_best, expert_width, vocabulary;
     int32_t softmax, normalised;
-    float eps, scale, routed_scale, unused;
-    const float *embedding;
-    const float *join, *join_embedding_norm, *join_hidden_norm;  // of an MTP layer: panels, and two norms
-    const float *norm, *head;
+    int32_t by_tokens;  // a layer's weights fit into a core's own cache: threads split tokens, not weights
+    int32_t short_embedding, short_store;  // whether these are bf16, not fp32
+    float eps, scale, routed_scale;
+    const void *embedding;
+    leanseek_weight join;  // of an MTP layer
+    const float *join_embedding_norm, *join_hidden_norm;
+    const float *norm;
+    leanseek_weight head;
 };
 
 // Tokens of some texts, one text after the other, and where each text's latents are.
@@ -36,7 +55,7 @@ struct leanseek_batch {
     const int64_t *positions;  // of each text's first token
     const int64_t *tables;     // [texts, pages of one]
     int64_t pages, page;       // pages of a text, tokens of a page
-    float *store;              // [layers, pages, page, latent + rope]
+    void *store;               // [layers, pages, page, latent + rope]
     int64_t layer_numbers;     // numbers of a layer of it
     const float *turns;        // [positions, rope]: cosine and sine of each pair
     const float *hidden;       // [tokens, dim], where the stack joins them

@@ -2,7 +2,6 @@
 #pragma once
 #include <stdint.h>
 
-#include "packed_stack.h"
 #include "stack.h"
 
 // Does the pieces [begin, end) of some work.
@@ -27,7 +26,6 @@ struct leanseek_table {
     int (*expanded_attention)(int threads, const float *queries, const float *keys_values, const float *rope,
                               const int64_t *spans, int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
                               int64_t nope, int64_t turned, int64_t value, float scale, float *out);
-    int (*packed_decode)(int threads, const leanseek_packed_model *model, const leanseek_packed_step *step);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

@@ -159,60 +159,6 @@ void attention(const std::vector<std::string> &variants, int64_t heads, int64_t 
     }
 }
 
-struct Heap {
-    Memory codes, scales;
-    leanseek_packed_weight weight;
-    Heap(int64_t count, int bits, int64_t rows, int64_t width, bool halves = false)
-        : codes(count * panels(rows, halves) * ((width + 31) / 32) * 64 * bits, true),
-          scales(count * panels(rows, halves) * (bits == 4 ? (width + 31) / 32 * 32 : 64), false),
-          weight{codes.at, scales.at, bits} {
-        for (size_t i = 0; i < codes.bytes.size(); i++) codes.bytes[i] = char(below(256));
-        for (size_t i = 0; i < scales.bytes.size(); i += bits == 4 ? 2 : 4)
-            if (bits == 4) *reinterpret_cast<uint16_t *>(&scales.bytes[i]) = 0x2000;  // 2^-7
-            else *reinterpret_cast<float *>(&scales.bytes[i]) = 1.0f / 1024;
-    }
-    static int64_t panels(int64_t rows, bool halves) { return halves ? 2 * ((rows + 31) / 32 * 2) : (rows + 15) / 16; }
-};
-
-// A step of a small model with a dense layer and one with experts.
-void decoding(const std::vector<std::string> &variants, int bits, int64_t rows, int64_t rank) {
-    const int64_t dim = 40, heads = 1 + below(20), nope = 16, turned = 6, value = 32, latent = 48;
-    const int64_t experts = 8, per_token = 2, width = 24, shared = 40, channels = latent + turned, tokens = 32;
-    std::vector<float> ones(200, 1.0f), router(size_t(experts * dim)), bias(8), scales(size_t(heads * nope), 0.01f);
-    fill(router), fill(bias);
-    Heap down(1, bits, rank ? rank : 1, dim), query(1, bits, heads * (nope + turned), rank ? rank : dim);
-    Heap low(1, bits, channels, dim), keys(heads, 8, latent, nope), up(1, 8, heads * (nope + value), latent);
-    Heap output(1, bits, dim, heads * value), gate(experts, bits, width, dim, true), back(experts, bits, dim, width);
-    Heap shared_gate(1, bits, shared, dim, true), shared_back(1, bits, dim, shared);
-    leanseek_packed_layer dense = {ones.data(), ones.data(), ones.data(), ones.data(), down.weight, query.weight, low.weight,
-                                   keys.weight, up.weight, output.weight, scales.data(), nullptr, nullptr, {}, {},
-                                   shared_gate.weight, shared_back.weight, shared};
-    leanseek_packed_layer layers[2] = {dense, dense};
-    layers[1].router = router.data(), layers[1].bias = rank ? bias.data() : nullptr;
-    layers[1].gate_up = gate.weight, layers[1].down = back.weight;
-    leanseek_packed_model model = {2, dim, heads, nope, turned, value, latent, rank, experts, per_token, width,
-                                   rank ? 4 : 1, 2, 2, 1, !rank, 1e-6f, 0.2f, 1.5f, layers, ones.data(), bits};
-    std::vector<int64_t> positions, tables;
-    for (int64_t r = 0; r < rows; r++) positions.push_back(below(2) ? below(30) : below(310));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t b = 0; b < 10; b++) tables.push_back(r * 10 + b);
-    const int64_t block = tokens * channels, layer = rows * 10 * block;
-    std::vector<uint16_t> store(size_t(2 * layer));
-    for (uint16_t &one : store) one = uint16_t(0x3d00 + below(512));
-    std::vector<float> embedded(size_t(rows * dim)), turns(size_t(rows * turned)), hidden(size_t(rows * dim)), first;
-    fill(embedded), fill(turns);
-    std::vector<int64_t> chosen(size_t(rows * per_token));
-    for (const std::string &name : variants) {
-        std::vector<float> stream = embedded;
-        leanseek_packed_step step = {rows, stream.data(), turns.data(), positions.data(), store.data(), layer, block, tokens,
-                                     tables.data(), 10, chosen.data(), hidden.data()};
-        expect(!leanseek_packed_decode(leanseek_variant(name.c_str()), 3, &model, &step), "decode", name, rows, heads, rank);
-        if (first.empty()) first = hidden;
-        expect(near(hidden, first, 0.2f), "decoding differs", name, rows, heads, rank);
-        for (int64_t one : chosen) expect(one >= 0 && one < experts, "no expert", name, rows, heads, rank);
-    }
-}
-
 }  // namespace
 
 #include "trial_decoder.h"
@@ -226,14 +172,14 @@ int main(int count, char **arguments) {
         else if (leanseek_variant(name.c_str()) >= 0) variants.push_back(name), name.clear();
         else name.clear();
     }
+    const int kinds[3] = {LEANSEEK_PLAIN, LEANSEEK_INT8, LEANSEEK_INT4};
     for (int round = 0; round < rounds; round++) {
         const int bits = round % 2 ? 4 : 8;
         linear(variants, bits, below(40), 1 + below(150), 1 + below(100));
         mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
         norm(variants, below(50), 1 + below(200));
-        decoding(variants);
+        decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));
-        decoding(variants, bits, 1 + below(10), round % 3 ? 0 : 33);
     }
     exponentials();
     linear(variants, 4, 2, 20000, 16);   // long sums

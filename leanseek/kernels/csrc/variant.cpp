@@ -8,8 +8,6 @@
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
-#include "packed_decode.h"
-#include "quantised.h"
 #include "table.h"
 
 #define LEANSEEK_JOIN(a, b) a##b
@@ -19,6 +17,6 @@ const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
     static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
-                                         expanded_attention, packed_decode, stream, peak};
+                                         expanded_attention, stream, peak};
     return &table;
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from leanseek.drawing import Drawing, _turns, decode_speed, drawing_seconds, read_seconds, read_speed, step_seconds
+from leanseek.engine import shares
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.engine.shares import engines_for, rows_of
@@ -66,14 +67,16 @@ def test_seconds_follow_from_the_rates():
 def test_engines_side_by_side_share_the_work():
     # One engine of each pair has half, and both together are `gain` times as fast as one.
     alike = replace(RATES, read_gain=1.5)
-    half, whole = (Drawing(prompts=n, each=1, prompt=16, replies=[11.0], rows=512) for n in (159, 320))
-    assert engines_for(half.samples, 2) == 1 and engines_for(whole.samples, 2) == 2 and rows_of(512, 2) == 319
+    least = shares.LEAST_SAMPLES
+    half, whole = (Drawing(prompts=n, each=1, prompt=16, replies=[11.0], rows=512) for n in (least, 2 * least))
+    assert engines_for(half.samples, 2) == 1 and engines_for(whole.samples, 2) == 2
+    assert rows_of(512, 2) == 256 and rows_of(least, 2) == least
     one = drawing_seconds(
         CONFIG,
         alike,
-        replace(half, prompts=160, rows=160),
+        replace(half, rows=least),
     )
-    one_engine = drawing_seconds(CONFIG, replace(alike, workers=1), replace(half, prompts=160, rows=160))
+    one_engine = drawing_seconds(CONFIG, replace(alike, workers=1), replace(half, rows=least))
     assert one == pytest.approx(one_engine)
     assert drawing_seconds(CONFIG, alike, whole) == pytest.approx(2 / 1.5 * one_engine)
 

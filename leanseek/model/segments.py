@@ -18,7 +18,8 @@ class AttentionGroup:
     """Segments of similar length, laid side by side for one padded attention call.
 
     Args:
-        queries_SQ: packed index of each query; padding repeats the segment's last token.
+        queries_SQ: packed index of each query; padding repeats the segment's last token. Where causal order says it
+            all, the prefix's tokens come first here too, and what they find is dropped.
         keys_SK: packed index of each key (the prefix's tokens, then the segment's own).
         visible_SQK: which keys a query may see; None where plain causal order says it all.
     """
@@ -185,11 +186,14 @@ class Segments:
         offset = 0
         for members in self._members:
             chosen = torch.tensor(members)
-            width = int(lengths[chosen].max())
-            query = torch.arange(width)
+            before = torch.tensor(self.first_positions)[chosen][:, None]
+            causal = self._is_causal(members)
+            query = torch.arange(int(lengths[chosen].max()))
+            width = self._span(members) if causal else len(query)
             real = query < lengths[chosen][:, None]
             tokens = (starts[chosen][:, None] + query)[real]
-            places[tokens] = (offset + torch.arange(len(members))[:, None] * width + query)[real]
+            place = torch.arange(len(members))[:, None] * width + query + (before if causal else 0)
+            places[tokens] = (offset + place)[real]
             offset += len(members) * width
         return places.to(self.device)
 
@@ -237,6 +241,18 @@ class Segments:
             cut[-1].append(segment)
         return cut
 
+    def _span(self, members: list[int]) -> int:
+        """Return the most keys of some segments."""
+        return max(self.first_positions[s] + self.lengths[s] for s in members)
+
+    def _is_causal(self, members: list[int]) -> bool:
+        """Whether prefixes are queries again, so that causal order alone says who sees what.
+
+        It is half a square then, where queries of their own segment alone need a mask and all pairs: less work where
+        prefixes are shorter than what follows them.
+        """
+        return self._span(members) < 2 * max(self.lengths[s] for s in members)
+
     def _group(self, members: list[int]) -> AttentionGroup:
         chosen = torch.tensor(members)
         lengths = torch.tensor(self.lengths)[chosen]
@@ -244,17 +260,19 @@ class Segments:
         before = torch.tensor(self.first_positions)[chosen]
         prefixes = torch.tensor(self.prefixes)[chosen] if self.prefixes is not None else torch.full_like(chosen, -1)
         prefix_starts = torch.tensor(self.starts)[prefixes.clamp(min=0)]
-        query = torch.arange(int(lengths.max()))
-        queries_SQ = starts[:, None] + torch.minimum(query, lengths[:, None] - 1)
-        key = torch.arange(int((before + lengths).max()))
+        key = torch.arange(self._span(members))
         own = (key - before[:, None]).clamp(min=0)
         keys_SK = torch.where(
             key < before[:, None],
             prefix_starts[:, None] + key,
             starts[:, None] + torch.minimum(own, lengths[:, None] - 1),
         )
-        ragged = bool((lengths != lengths.max()).any()) or bool((before != 0).any())
-        visible = (key <= (before[:, None] + query)[:, :, None]).unsqueeze(1) if ragged else None
+        if self._is_causal(members):
+            queries_SQ, visible = keys_SK, None
+        else:
+            query = torch.arange(int(lengths.max()))
+            queries_SQ = starts[:, None] + torch.minimum(query, lengths[:, None] - 1)
+            visible = (key <= (before[:, None] + query)[:, :, None]).unsqueeze(1)
         return AttentionGroup(
             queries_SQ.to(self.device),
             keys_SK.to(self.device),

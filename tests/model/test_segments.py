@@ -70,6 +70,14 @@ def test_positions_count_from_the_start_of_the_text(segments):
     assert segments.last_S.tolist() == [s + n - 1 for s, n in zip(segments.starts, segments.lengths, strict=True)]
 
 
+def test_prefixes_that_are_shorter_than_what_follows_need_no_mask():
+    """Their tokens are queries again: half a square instead of all pairs of a reply with its prompt and itself."""
+    short, long = Segments((3, 22, 21), prefixes=(-1, 0, 0)), Segments((20, 18, 17), prefixes=(-1, 0, 0))
+    assert [group.visible_SQK is None for group in short.groups] == [True, True]
+    assert [group.visible_SQK is None for group in long.groups] == [True, False]
+    assert short.groups[1].queries_SQ.shape == (2, 25) and long.groups[1].queries_SQ.shape == (2, 18)
+
+
 def test_padding_is_bounded():
     """Lengths from 1 to 400 in one batch: the groups' padded queries stay near the tokens themselves."""
     segments = Segments(tuple(range(1, 401)))

@@ -20,8 +20,8 @@ from process import stage
 from rows import alternate, arguments, publish, repeats, row
 
 ROOT = Path(__file__).resolve().parents[1]
-# Half of the laptop recipe's step, so that three seeds of two sides take minutes.
-SHORT = {"prompts_per_step": 32, "validate_every": 100_000, "checkpoint_every": 100_000}
+# A quarter of the laptop recipe's step, so that three seeds of two sides take minutes.
+SHORT = {"prompts_per_step": 16, "validate_every": 100_000, "checkpoint_every": 100_000}
 OFF = 1e6  # a distance that no reply is beyond
 # name -> (what both sides have, the part on, the part off)
 LEARNING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -41,7 +41,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=None, help="SFT checkpoint (default: that of runs/laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the learning runs")
-    parser.add_argument("--steps", type=int, default=30, help="of the learning runs")
+    parser.add_argument("--steps", type=int, default=20, help="of the learning runs")
     options = parser.parse_args()
     if options.model is None:
         options.model = max((ROOT / "runs" / "laptop" / "checkpoints").glob("sft-*"), default=None)

@@ -229,12 +229,17 @@ class Segments:
 
     @cached_property
     def _members(self) -> list[list[int]]:
-        spans = sorted((self.first_positions[s] + self.lengths[s], s) for s in range(len(self.lengths)))
+        # Those that continue another stand apart: beside a long prompt, short replies would be padded to its queries.
+        spans = sorted(
+            (self.prefixes is not None and self.prefixes[s] >= 0, self.first_positions[s] + self.lengths[s], s)
+            for s in range(len(self.lengths))
+        )
         cut: list[list[int]] = []
-        longest_allowed = -1
-        for span, segment in spans:
-            if span > longest_allowed:
+        longest_allowed, continuing = -1, False
+        for continues, span, segment in spans:
+            if span > longest_allowed or continues != continuing:
                 cut.append([])
+                continuing = continues
                 # A group spans lengths up to a quarter more than its shortest, and 16 tokens at least,
                 # so padding costs little and short texts still share one call.
                 longest_allowed = max(span + 16, span * 5 // 4)

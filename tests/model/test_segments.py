@@ -76,6 +76,7 @@ def test_prefixes_that_are_shorter_than_what_follows_need_no_mask():
     assert [group.visible_SQK is None for group in short.groups] == [True, True]
     assert [group.visible_SQK is None for group in long.groups] == [True, False]
     assert short.groups[1].queries_SQ.shape == (2, 25) and long.groups[1].queries_SQ.shape == (2, 18)
+    assert Segments((100, 8, 7), prefixes=(-1, 0, 0)).groups[1].queries_SQ.shape == (2, 8)
 
 
 def test_padding_is_bounded():

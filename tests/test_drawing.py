@@ -56,11 +56,12 @@ def test_an_engine_takes_the_turns_that_are_foretold(tiny_model, lengths, each, 
 
 def test_seconds_follow_from_the_rates():
     work = Drawing(prompts=100, each=1, prompt=16, replies=[11.0], rows=100)
-    found = drawing_seconds(CONFIG, RATES, work)
+    alone = replace(RATES, workers=1)
+    found = drawing_seconds(CONFIG, alone, work)
     steps = sum(step_seconds(CONFIG, ENGINE, 100, 16 + n) for n in range(1, 11))
     read_s = read_seconds(CONFIG, ENGINE, 100, 16) + 100 * ENGINE.sample_s
     assert found == pytest.approx(read_s + steps + ENGINE.leave_s)
-    kept = drawing_seconds(CONFIG, RATES, replace(work, kept=True))
+    kept = drawing_seconds(CONFIG, alone, replace(work, kept=True))
     assert kept - found == pytest.approx(100 * 11 * ENGINE.keep_s)
 
 

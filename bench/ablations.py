@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="SFT checkpoint (default: that of runs/laptop)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the learning runs")
     parser.add_argument("--steps", type=int, default=20, help="of the learning runs")
+    parser.add_argument("--runs", type=Path, default=None, help="keep the learning runs here: finished ones are read")
     options = parser.parse_args()
     if options.model is None:
         options.model = max((ROOT / "runs" / "laptop" / "checkpoints").glob("sft-*"), default=None)
@@ -67,7 +68,10 @@ def learning(
     found: dict[str, list[dict[str, Any]]] = {"on": [], "off": []}
     for seed in options.seeds:
         for side, own in (("on", on), ("off", off)):
-            found[side].append(run(options, {**both, **own}, seed, options.steps))
+            kept = (
+                None if options.runs is None else options.runs / f"{name.split(',')[0]} {side} {seed}".replace(" ", "-")
+            )
+            found[side].append(run(options, {**both, **own}, seed, options.steps, kept=kept))
     return row(
         f"{name}: on against off, {options.steps} steps from SFT",
         "held-out accuracy",
@@ -82,10 +86,12 @@ def learning(
     )
 
 
-def run(options: Any, settings: Mapping[str, Any], seed: int, steps: int, problems: int = 256) -> dict[str, Any]:
-    """Run GRPO in a process of its own; return its accuracy, curves and seconds."""
+def run(
+    options: Any, settings: Mapping[str, Any], seed: int, steps: int, problems: int = 256, kept: Path | None = None
+) -> dict[str, Any]:
+    """Run GRPO in a process of its own; return its accuracy, curves and seconds. With a folder it is there to stay."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
+        folder = (kept or Path(temporary) / "run").resolve()
         given = {**SHORT, "steps": steps, "development_problems": 8 if options.quick else problems, **settings}
         own = {f"train.{key}": value for key, value in given.items()}
         figures, rows = stage("grpo", "laptop", folder, {"model": str(options.model), "seed": seed, **own})

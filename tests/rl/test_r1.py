@@ -71,6 +71,7 @@ def always_right(monkeypatch) -> None:
 def test_the_four_stages_are_made_one_after_the_other(made, monkeypatch, capsys):
     names = ("cold_start", "reasoning", "second_sft", "mixed", "preferred")
     few = {f"stages__{name}__steps": 2 for name in names} | {"stages__cold_start__traces_per_environment": 10}
+    few |= {"stages__rejection__sound": False}  # no random weights think
     run = made("r1-laptop", stages__rejection__problems=6, stages__rejection__max_new_tokens=12, **few)
     tell(stages.dry_run(run.recipe), json=False)
     assert "rejection (traces, by reasoning), second_sft (sft, 2 steps, from pretrain)" in capsys.readouterr().out
@@ -151,7 +152,7 @@ def test_zero_starts_from_the_base(made):
 def test_a_conversation_of_several_turns_is_kept_whole_and_learnt_from(
     made, make_model, monkeypatch, tiny_tokenizer, tmp_path
 ):
-    run = made("r1-laptop", stages__rejection__problems=3, data__sequence_tokens=8)
+    run = made("r1-laptop", stages__rejection__problems=3, stages__rejection__sound=False, data__sequence_tokens=8)
     model = make_model(max_position_embeddings=50_000)
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
     save_model(model, run.checkpoint("reasoning", 1), tiny_tokenizer)

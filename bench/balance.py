@@ -2,18 +2,18 @@
 
 The run is one of `leanseek pretrain`; its metrics have each expert's load over stretches of steps. `ours` is the worst
 layer of the worst stretch after the first tenth of the steps, in which a fresh router finds its balance. What a step
-on its own has is noisier, for it sees 4,096 tokens: that is `one_step`, the mean of its worst layer.
+on its own has is noisier, for it sees 4,096 tokens: that is `one_step`, the mean of its worst layer. With --runs, a bench
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from process import stage
 from rows import arguments, publish, row
 
 # The largest load that V3's way of balancing is held to here.
@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=None, help="gamma, in place of the recipe's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", type=Path, default=None, metavar="FOLDER", help="where the runs are kept")
     options = parser.parse_args()
     steps = 40 if options.quick else options.steps
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as temporary:
-            rows, found = pretrained(Path(temporary) / "run", steps, seed, options)
+            rows, found = pretrained((options.runs or Path(temporary)) / f"balance-{seed}", steps, seed, options)
         stretches = [one for one in rows if "expert_load" in one]
         settled = [one for one in stretches if one["step"] > steps / 10]
         worst = [[max(layer) for layer in one["expert_load"]] for one in settled]
@@ -59,16 +60,16 @@ def main() -> None:
 
 def pretrained(folder: Path, steps: int, seed: int, options: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Pretrain in a process of its own; return what it logged, its gamma and how good the model is."""
-    from leanseek.log import RunLog
     from leanseek.run import Run
 
-    command = [sys.executable, "-m", "leanseek", "pretrain", "laptop", "--run", str(folder), "--seed", str(seed)]
-    command += ["--train.steps", str(steps)] + (["--data.documents", "2000"] if options.quick else [])
-    command += [] if options.rate is None else ["--train.balance_rate", str(options.rate)]
-    subprocess.run(command, check=True)
-    run = Run.open(folder)
-    found = {"gamma": run.recipe.pretrain.balance_rate, "bits_per_byte": run.summary["pretrain"]["bits_per_byte"]}
-    return RunLog(run.metrics_path).read("pretrain"), found
+    own: dict[str, object] = {"seed": seed, "train.steps": steps, "train.checkpoint_every": 100}
+    if options.quick:
+        own["data.documents"] = 2000
+    if options.rate is not None:
+        own["train.balance_rate"] = options.rate
+    figures, rows = stage("pretrain", "laptop", folder, own, quiet=False)
+    gamma = Run.open(folder).recipe.pretrain.balance_rate
+    return rows, {"gamma": gamma, "bits_per_byte": figures["bits_per_byte"]}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The run is one of `leanseek pretrain`; its metrics have each expert's load over stretches of steps. `ours` is the worst
 layer of the worst stretch after the first tenth of the steps, in which a fresh router finds its balance. What a step
-on its own has is noisier, for it sees 4,096 tokens: that is `one_step`, the mean of its worst layer. With --runs, a bench
-that was stopped goes on where it was.
+on its own has is noisier, for it sees 4,096 tokens: that is `one_step`, the mean of its worst layer. With --runs, a
+bench that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -28,16 +28,17 @@ from leanseek.data.contamination import Contamination, contamination
 from leanseek.data.dialogues import read_dialogues
 from leanseek.data.preferences import read_preferences
 from leanseek.data.shards import provenance, read_index
-from leanseek.data.tokens import adopt_shards, load_corpus, recipe_documents, tokenise, train_tokenizer
+from leanseek.data.sources import DATASET, read_file, source_files
+from leanseek.data.tokens import TokenisedCorpus, adopt_shards, load_corpus, recipe_documents, tokenise, train_tokenizer
 from leanseek.data.traces import TRACE_SEED
 from leanseek.envs.environment import Environment, load_environment
-from leanseek.errors import ConfigError, RunError, nearest
+from leanseek.errors import ConfigError, DataError, RunError, nearest
 from leanseek.evals.accuracy import distinct_problems
 from leanseek.evals.evaluation import development_accuracy, evaluate_run
 from leanseek.evals.report import write_report
 from leanseek.files import append_line, write_atomic
 from leanseek.forecast import as_summary, forecast
-from leanseek.kernels.threads import available_threads, share_out
+from leanseek.kernels.threads import available_threads, return_memory, share_out
 from leanseek.log import RunLog, say
 from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import parameters, training_flops_per_token
@@ -51,6 +52,7 @@ from leanseek.run import STAGES, Run, stages_of
 from leanseek.sections.distillation import DistillSettings
 from leanseek.sections.group import Settings as SettingsGroup
 from leanseek.sections.grpo import GrpoSettings
+from leanseek.sections.training import TrainSettings
 from leanseek.sections.tuning import DpoSettings, SftSettings
 from leanseek.settings import Recipe
 from leanseek.tokens.tokenizer import Tokenizer
@@ -72,7 +74,7 @@ from leanseek.variables import torchrun
 # fp32 master and moments. Muon keeps one moment less.
 TRAINING_BYTES = 16
 # What several processes make together: the first one alone turns the corpus into tokens, then all pretrain.
-TOGETHER = ("tokenizer", "pretrain")
+TOGETHER = ("tokenizer", "pretrain", "extend")
 
 
 def join_ranks(recipe: Recipe, until: str) -> Ranks | None:
@@ -84,17 +86,26 @@ def join_ranks(recipe: Recipe, until: str) -> Ranks | None:
     """
     config, count = load_preset(recipe.model), torchrun("WORLD_SIZE", 1)
     check_ranks(recipe.parallel, count, config)
-    check_batch(recipe.parallel, count, recipe.pretrain.batch_sequences)
+    _check_batches(recipe, count)
     if recipe.parallel.experts > 1 and recipe.pretrain.fp8:
         raise ConfigError("pretrain.fp8 and parallel.experts exclude each other: emulated FP8 has all experts here")
     if count == 1:
         return None
-    if until not in TOGETHER:
-        raise ConfigError(
-            f"torchrun has started {count} processes, but {until} is made by one; several can make "
-            f"{' and '.join(TOGETHER)}: call leanseek {TOGETHER[-1]}, then the rest without torchrun"
-        )
+    line = stages_of(recipe)
+    for name in line[: line.index(until) + 1] if until in line else [until]:
+        if recipe.line.get(name, name) not in TOGETHER:
+            raise ConfigError(
+                f"torchrun has started {count} processes, but {name} is made by one; several can make "
+                f"{', '.join(TOGETHER)}: call leanseek up to the stage before it, then the rest without torchrun"
+            )
     return join(recipe.parallel, config, recipe.device)
+
+
+def _check_batches(recipe: Recipe, count: int) -> None:
+    """Refuse a pipeline that the batches of a stage do not fill."""
+    for name, kind in recipe.line.items():
+        if kind in TOGETHER[1:]:
+            check_batch(recipe.parallel, count, recipe.settings_of(name, TrainSettings).batch_sequences, name)
 
 
 def make(run: Run, until: str = "eval", ranks: Ranks | None = None) -> None:
@@ -138,14 +149,20 @@ def _train_along(run: Run, ranks: Ranks) -> None:
     """Do what ranks other than the first do: wait until there is a corpus, then take part."""
     while name := ranks.tell():
         ranks.share_threads(run.recipe.threads)
-        tokenizer, log = Tokenizer.load(run.tokenizer_folder), RunLog(run.metrics_path)
+        tokenizer, log = _tokenizer_of(run), RunLog(run.metrics_path)
         meter = _energy_meter(run.recipe, beside=torchrun("LOCAL_RANK", 0) > 0)
         meter.start()
-        pretrain(
-            Stage(run, name, tokenizer, log, Charge(name), ranks=ranks), load_corpus(run.recipe, run.corpus_folder)
-        )
+        learn = {"pretrain": pretrain, "extend": extend}[run.recipe.line[name]]
+        learn(Stage(run, name, tokenizer, log, Charge(name), ranks=ranks), load_corpus(run.recipe, run.corpus_folder))
         ranks.total(torch.tensor(meter.read_joules(), dtype=torch.float64, device=run.recipe.device))
         meter.stop()
+
+
+def _tokenizer_of(run: Run) -> Tokenizer:
+    tokenizer = Tokenizer.load(run.recipe.grpo.start or run.tokenizer_folder)
+    if run.recipe.efforts:  # kept with every checkpoint, so that who serves it knows
+        tokenizer.efforts = run.recipe.efforts
+    return tokenizer
 
 
 def _energy_meter(recipe: Recipe, *, beside: bool = False) -> EnergyMeter:
@@ -182,9 +199,10 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     """
     config = load_preset(recipe.model)
     _check(recipe)
+    _check_sources(recipe)
     world = max(torchrun("WORLD_SIZE", 1), least_ranks(recipe.parallel))
     check_ranks(recipe.parallel, world, config)
-    check_batch(recipe.parallel, world, recipe.pretrain.batch_sequences)
+    _check_batches(recipe, world)
     with torch.device("meta"):
         model = empty_model(config, dtype=recipe.dtype)
     bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -281,6 +299,7 @@ class _Line:
                 charge.device_peak_memory_bytes = torch.cuda.max_memory_allocated()
         self.run.finish(name, {**self.ledger.totals()[name], **figures})
         self._summarise()
+        return_memory()
         say(f"{name}: done in {format_seconds(time.monotonic() - start_s)}")
 
     def _tokenizer(self, name: str, charge: Charge) -> dict[str, Any]:
@@ -300,9 +319,15 @@ class _Line:
         return {"vocab_size": tokenizer.vocab_size, **asdict(corpus.facts)}
 
     def _pretrain(self, name: str, charge: Charge) -> dict[str, Any]:
+        return self._together(name, charge, pretrain)
+
+    def _together(
+        self, name: str, charge: Charge, learn: Callable[[Stage, TokenisedCorpus], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Learn from the corpus, with the other ranks where there are any."""
         if self.ranks is not None:
             self.ranks.tell(name)
-        figures = pretrain(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
+        figures = learn(self._stage(name, charge), load_corpus(self.recipe, self.run.corpus_folder))
         if self.ranks is not None:
             charge.devices = self.ranks.place.world
             nothing = torch.zeros((), dtype=torch.float64, device=self.recipe.device)
@@ -334,7 +359,7 @@ class _Line:
         folder = self.run.corpus_folder
         if not self.recipe.data.shards and not folder.is_dir():  # the run starts from a model folder
             tokenise(self.recipe, self._load_tokenizer()).save(folder)
-        return extend(self._stage(name, charge), load_corpus(self.recipe, folder))
+        return self._together(name, charge, extend)
 
     def _eval(self, name: str, charge: Charge) -> dict[str, Any]:
         found = evaluate_run(self.run, self._load_tokenizer(), self.environments, charge, self.workers)
@@ -370,10 +395,7 @@ class _Line:
         return Stage(self.run, name, self._load_tokenizer(), self.log, charge, self.workers, ranks, spending)
 
     def _load_tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.load(self.recipe.grpo.start or self.run.tokenizer_folder)
-        if self.recipe.efforts:  # kept with every checkpoint, so that who serves it knows
-            tokenizer.efforts = self.recipe.efforts
-        return tokenizer
+        return _tokenizer_of(self.run)
 
     def _tasks(self, name: str) -> list[Environment]:
         return [load_environment(task) for task in self.recipe.environments_of(name)]
@@ -498,10 +520,27 @@ def _check(recipe: Recipe) -> None:
     _check_vocabulary(recipe)
 
 
+def _check_sources(recipe: Recipe) -> None:
+    """Refuse text that is not there, or cannot be read at its beginning; a run with tokens needs it no longer."""
+    if recipe.data.shards or not {"tokenizer", "extend"} & set(recipe.line.values()):
+        return
+    files = [source for source in recipe.data.sources if not source.startswith(DATASET)]
+    for path in source_files(files):
+        if next(read_file(path), None) is None and len(recipe.data.sources) == 1:
+            raise DataError(f"{path}: there is no text in it (data.sources)")
+
+
 def _check_vocabulary(recipe: Recipe) -> None:
     config = load_preset(recipe.model)
     for folder in recipe.data.shards:
-        has = read_index(folder)["vocab_size"]
+        index = read_index(folder)
+        has = index["vocab_size"]
+        start = recipe.grpo.start
+        if start is not None and index["tokenizer"] != Tokenizer.load(start).digest():
+            raise ConfigError(
+                f"{folder} was made with another tokenizer than that of {start}: make the shards with it "
+                f"(leanseek data --tokenizer {start})"
+            )
         if has > config.vocab_size:
             raise ConfigError(
                 f"{folder} has tokens of a vocabulary of {has}, but the model {recipe.model} has rows for "

@@ -285,6 +285,23 @@ def test_the_training_state_is_as_large_as_a_dry_run_says(make_run, dtype):
     assert stages.dry_run(run.recipe)["training_state_bytes"] == held
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("lacking.txt", None, "there is no such file"),
+        ("empty.jsonl", b"", "there is no text in it"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}\n', "is not UTF-8 text"),
+        ("other.jsonl", b'{"content": "x"}\n', 'line 1: an object with a "text" is needed'),
+    ],
+)
+def test_a_dry_run_looks_at_the_text(make_run, tmp_path, name, text, complaint):
+    if text is not None:
+        (tmp_path / name).write_bytes(text)
+    run = make_run(data__sources=[str(tmp_path / name)])
+    with pytest.raises(DataError, match=complaint):
+        stages.dry_run(run.recipe)
+
+
 def test_a_run_on_shards_ends_with_a_card_that_names_their_texts(make_run, quiet, tiny_tokenizer, tmp_path):
     (tmp_path / "text.jsonl").write_text(
         "".join(json.dumps({"text": f"{n} plus {n} is {n + n}"}) + "\n" for n in range(400))

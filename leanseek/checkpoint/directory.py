@@ -109,7 +109,7 @@ def write_model(
     if max_shard_bytes < 1:
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: at least 1 is needed")
     tensors = {
-        entry.name: (_layout(entry.name, entry.target), partial(_itself, entry.target)) for entry in entries(model)
+        entry.name: (layout_of(entry.name, entry.target), partial(_itself, entry.target)) for entry in entries(model)
     }
     dtype = next(name for name, kind in DTYPES.items() if kind == model.lm_head.weight.dtype)
     write_tensors(folder, model.config, dtype, tensors, tokenizer, max_shard_bytes=max_shard_bytes)
@@ -133,14 +133,7 @@ def write_tensors(
         tensors: by name: what it will be in the file, and what makes it.
         tokenizer, max_shard_bytes: as of `save_model`.
     """
-    values = config.to_dict()
-    values["torch_dtype"] = dtype
-    values.pop("quantization_config", None)  # of the files that it was read from
-    if "dtype" in values:
-        values["dtype"] = dtype
-    write_json(folder / "config.json", values)
-    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    write_json(folder / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_p": 1.0})
+    write_config(folder, config, dtype)
     shards = split([layout for layout, _ in tensors.values()], max_shard_bytes)
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         with ShardWriter(folder / name, shard) as writer:
@@ -149,6 +142,18 @@ def write_tensors(
     write_index(folder, shards)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def write_config(folder: Path, config: ModelConfig, dtype: str) -> None:
+    """Write what a model folder says of its shape, and how it is sampled from."""
+    values = config.to_dict()
+    values["torch_dtype"] = dtype
+    values.pop("quantization_config", None)  # of the files that it was read from
+    if "dtype" in values:
+        values["dtype"] = dtype
+    write_json(folder / "config.json", values)
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    write_json(folder / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_p": 1.0})
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -188,7 +193,8 @@ def copy_of(model: Transformer, config: ModelConfig | None = None) -> Transforme
     return copy
 
 
-def _layout(name: str, tensor: Tensor) -> Layout:
+def layout_of(name: str, tensor: Tensor) -> Layout:
+    """Return what a file's header says of a tensor."""
     dtype = next(stored for stored, kind in STORED.items() if kind == tensor.dtype)
     return Layout(name, dtype, tuple(tensor.shape))
 

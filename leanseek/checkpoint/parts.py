@@ -5,6 +5,8 @@ A part is a safetensors file; the name of a tensor in it says which rows of how 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +21,7 @@ from torch import Tensor
 from leanseek.checkpoint.quantised import DTYPES, read_rows
 from leanseek.checkpoint.shards import StoredTensor, read_shard
 from leanseek.errors import CheckpointError
+from leanseek.files import write_json
 
 # How long the process that gathers the parts waits for the slowest of the others.
 PATIENCE_S, LOOK_S = 3600.0, 0.02
@@ -71,8 +74,8 @@ class Parted:
         return out
 
 
-def write_part(folder: Path, number: int, rows: Mapping[str, Rows]) -> None:
-    """Write one process's part, whole or not at all.
+def write_part(folder: Path, number: int, rows: Mapping[str, Rows]) -> Path:
+    """Write one process's part, whole or not at all; return its file.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
@@ -86,6 +89,7 @@ def write_part(folder: Path, number: int, rows: Mapping[str, Rows]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        return path
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be saved ({error}); earlier checkpoints are untouched") from None
 
@@ -95,14 +99,25 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05}.safetensors"
 
 
-def gather_parts(staging: Path, numbers: Iterable[int], into: Path) -> None:
-    """Move the parts that other processes write into a checkpoint, as each is there.
+def announce(staging: Path, number: int, files: Iterable[Path]) -> None:
+    """Say that one process has written all of its files, and their hashes."""
+    write_json(_announced(staging, number), {path.name: file_digest(path) for path in files})
 
+
+def gather_parts(staging: Path, numbers: Iterable[int], weights: Path, parts: Path) -> dict[Path, str]:
+    """Move what other processes write into a checkpoint, as each has announced it; return its files and their hashes.
+
+    Args:
+        staging: where they write.
+        numbers: of the processes.
+        weights: folder for files of weights.
+        parts: folder for parts of the training state.
     Raises:
         CheckpointError: one has not come in an hour.
     """
+    found: dict[Path, str] = {}
     for number in numbers:
-        path, waited_s = part_path(staging, number), 0.0
+        path, waited_s = _announced(staging, number), 0.0
         while not path.exists():
             if waited_s > PATIENCE_S:
                 raise CheckpointError(
@@ -110,9 +125,24 @@ def gather_parts(staging: Path, numbers: Iterable[int], into: Path) -> None:
                 )
             time.sleep(LOOK_S)
             waited_s += LOOK_S
-        path.replace(part_path(into, number))
+        for name, digest in json.loads(path.read_text(encoding="utf-8")).items():
+            into = parts if name == part_path(staging, number).name else weights
+            (staging / name).replace(into / name)
+            found[into / name] = digest
+        path.unlink()
     if staging.exists():
         staging.rmdir()
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _announced(staging: Path, number: int) -> Path:
+    return staging / f"written-{number:05}.json"
 
 
 def read_parts(folder: Path) -> dict[str, Parted]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from leanseek.checkpoint.directory import write_model
 from leanseek.checkpoint.merged import write_merged
-from leanseek.checkpoint.parts import Rows, gather_parts, read_parts, write_part
+from leanseek.checkpoint.parts import Rows, announce, file_digest, gather_parts, read_parts, write_part
+from leanseek.checkpoint.share import Share
 from leanseek.errors import CheckpointError
 from leanseek.files import new_folder, write_json
 from leanseek.model.transformer import Transformer
@@ -29,7 +29,7 @@ STAGING = ".parts"
 
 def save_checkpoint(
     folder: str | Path,
-    model: Transformer,
+    model: Transformer | Share,
     tokenizer: Tokenizer | None,
     state: Mapping[str, Any],
     others: Iterable[int] = (),
@@ -38,7 +38,8 @@ def save_checkpoint(
 
     Args:
         folder: where to.
-        model, tokenizer: as in `directory.save_model`; packed weights are written as `merged.write_merged` says.
+        model, tokenizer: as in `directory.save_model`; packed weights are written as `merged.write_merged` says. Or
+            this process's share of the weights: `others` write theirs.
         state: nested dictionaries of tensors, JSON values, and `parts.Rows` of what other processes have more rows of.
         others: numbers of the other processes, which call `save_part` for the same folder.
     Raises:
@@ -46,35 +47,45 @@ def save_checkpoint(
     """
     try:
         with new_folder(folder) as temporary:
-            (write_model if model.packed_bits is None else write_merged)(model, temporary, tokenizer)
+            if isinstance(model, Share):
+                model.write(temporary)
+                model.files.finish(temporary, tokenizer)
+            else:
+                (write_model if model.packed_bits is None else write_merged)(model, temporary, tokenizer)
             (temporary / FOLDER).mkdir()
             flat = dict(_flatten(state))
             if rows := _rows(flat):
                 write_part(temporary / FOLDER, 0, rows)
                 flat = {key: value for key, value in flat.items() if key not in rows}
-            gather_parts(staging(folder), others, temporary / FOLDER)
+            known = gather_parts(staging(folder), others, temporary, temporary / FOLDER)
             tensors = {key: value.detach().contiguous() for key, value in flat.items() if isinstance(value, Tensor)}
             save_file(tensors, temporary / FOLDER / TENSORS)
             values = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
             write_json(temporary / FOLDER / VALUES, values)
-            write_json(temporary / FOLDER / HASHES, _hashes(temporary))
+            write_json(temporary / FOLDER / HASHES, _hashes(temporary, known))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be saved ({error}); earlier checkpoints are untouched, and the run goes on from the last"
         ) from None
 
 
-def save_part(folder: str | Path, number: int, state: Mapping[str, Any]) -> None:
-    """Save the rows of a state that one process has, for the one that saves the checkpoint.
+def save_part(folder: str | Path, number: int, state: Mapping[str, Any], share: Share | None = None) -> None:
+    """Save the rows of a state, and the weights, that one process has, for the one that saves the checkpoint.
 
     Args:
         folder: the checkpoint's.
         number: of the process.
         state: as in `save_checkpoint`; all but `parts.Rows` is left out.
+        share: its share of the weights, if it has any.
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
-    write_part(staging(folder), number, _rows(dict(_flatten(state))))
+    try:
+        files = [] if share is None else share.write(staging(folder))
+        files.append(write_part(staging(folder), number, _rows(dict(_flatten(state)))))
+        announce(staging(folder), number, files)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be saved ({error}); earlier checkpoints are untouched") from None
 
 
 def staging(folder: str | Path) -> Path:
@@ -133,21 +144,16 @@ def check_checkpoint(folder: str | Path) -> None:
         return
     try:
         known = json.loads((folder / FOLDER / HASHES).read_text(encoding="utf-8"))
-        differ = [name for name, digest in known.items() if _digest(folder / name) != digest]
+        differ = [name for name, digest in known.items() if file_digest(folder / name) != digest]
     except (OSError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: the training state is missing or damaged ({error})") from None
     if differ:
         raise CheckpointError(f"{folder} is damaged: {', '.join(differ)} is not as it was written")
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path, known: Mapping[Path, str]) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): known.get(path) or file_digest(path) for path in files}
 
 
 def _rows(flat: Mapping[str, Any]) -> dict[str, Rows]:

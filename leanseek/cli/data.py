@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def data(
     seed: int = 0,
     license: str | None = None,
     shard_tokens: str = "16M",
+    cluster: str | None = None,
     json: bool = False,
 ) -> None:
     """Turn text into token shards: streaming, in bounded memory, the same files whoever makes them.
@@ -47,6 +49,7 @@ def data(
         seed: Of what is turned, and where.
         license: What the text may be used for, as its owner says; it goes into the model's card.
         shard_tokens: Tokens of one file, about.
+        cluster: Read and encode by a Ray Data job: address of a Ray cluster, auto or local. The shards are the same.
         json: Print the index as JSON.
     """
     from leanseek.data.preparation import Preparation, Wishes
@@ -58,10 +61,18 @@ def data(
         if not 0 <= value <= most or (name == "validation" and value == 0):
             raise UsageError(f"--{name} {value}: between 0 and {most} is accepted")
     wishes = Wishes(validation, filter, deduplicate, fim, seed, license, max(1, int(parse_count(shard_tokens))))
-    preparation = Preparation(list(sources), to, _tokenizer(sources, tokenizer, vocab_size), wishes)
-    if preparation.begun:
-        say(f"going on with {to}")
-    with progress(preparation.total_bytes or None, "tokens, characters of text") as bar:
+    encoder = _tokenizer(sources, tokenizer, vocab_size)
+    with ExitStack() as stack:
+        readers = None
+        if cluster is not None:
+            from leanseek.data.cluster import Cluster
+
+            readers = Cluster(encoder, filter=filter, deduplicate=deduplicate, seed=seed, address=cluster)
+            stack.callback(readers.close)
+        preparation = Preparation(list(sources), to, encoder, wishes, readers)
+        if preparation.begun:
+            say(f"going on with {to}")
+        bar = stack.enter_context(progress(preparation.total_bytes or None, "tokens, characters of text"))
         index = preparation.run(bar)
     print(json_format.dumps(index, indent=2, ensure_ascii=False) if json else _told(index, to))
 

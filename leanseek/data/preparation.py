@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import queue
 import random
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,35 @@ class Source:
         return read_documents([self.name]) if self.is_dataset else read_file(Path(self.name), digest)
 
 
+@dataclass(frozen=True)
+class Document:
+    """One document, with what has been found out about it; what is None is found out when it is needed.
+
+    Args:
+        text: of it.
+        fault: why it is left out, by its own; where filters are wanted.
+        bands: for near duplicates; where these are to be left out.
+        ids: the tokens of the text.
+    """
+
+    text: str
+    fault: str | None = None
+    bands: NDArray[np.uint64] | None = None
+    ids: Ids | None = None
+
+
+class Readers(Protocol):
+    """Who reads sources, judges and encodes documents elsewhere: `cluster.Cluster`."""
+
+    def documents(self, sources: Sequence[Source], skipped: Sequence[int]) -> Iterator[tuple[int, Document | str]]:
+        """Yield the documents of all sources in order, and each source's hash after its last one.
+
+        Args:
+            sources: to read.
+            skipped: how many of each one's first documents are known.
+        """
+
+
 class Preparation:
     """Shards in the making.
 
@@ -96,12 +126,21 @@ class Preparation:
         folder: where to; one that was begun with the same sources, tokenizer and wishes is gone on with.
         tokenizer: what the text is encoded by; saved beside the shards.
         wishes: what is wanted of the text.
+        readers: who reads, judges and encodes; None: this process. The shards are the same.
     Raises:
         DataError: there is no text, the folder is finished or was begun otherwise, or FIM is wanted of a tokenizer
             without its tokens.
     """
 
-    def __init__(self, sources: list[str], folder: str | Path, tokenizer: Tokenizer, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        sources: list[str],
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        wishes: Wishes,
+        readers: Readers | None = None,
+    ) -> None:
+        self.readers = readers
         self.folder, self.tokenizer, self.wishes = Path(folder), tokenizer, wishes
         if (self.folder / INDEX).exists():
             raise DataError(f"{folder} is finished already; give another folder, or delete it first")
@@ -125,7 +164,7 @@ class Preparation:
         }
         self._buffers: dict[str, list[Ids]] = {part: [] for part in PARTS}
         # A stopped preparation reads what it has done once more, so that these have seen every byte in the end.
-        self._digests = [hashlib.sha256() for _ in self.sources]
+        self._digests: list[str | None] = [None] * len(self.sources)
         self._band_files = 0
         self._new_bands: list[NDArray[np.uint64]] = []
         self._go_on()
@@ -170,59 +209,70 @@ class Preparation:
     def _batches(self) -> Iterator[_Batch]:
         """Yield the documents that are kept, about `BATCH_CHARACTERS` at a time."""
         every = max(2, round(1 / self.wishes.validation_fraction))
-        to_skip, read, kept = self._state["read"], 0, self._state["kept"]
-        batch: list[tuple[str, bool]] = []
+        read, kept, skipped = self._state["read"], self._state["kept"], [c["read"] for c in self._state["counts"]]
+        found = self._read(skipped) if self.readers is None else self.readers.documents(self.sources, skipped)
+        batch: list[tuple[Document, bool]] = []
         size = seen = 0
-        for source, counts, digest in zip(self.sources, self._state["counts"], self._digests, strict=True):
-            for text in source.documents(digest):
-                read += 1
-                if read <= to_skip:
-                    continue
-                seen += len(text)
-                counts["read"] += 1
-                fault = self._fault(text)
-                if fault is not None:
-                    counts[fault] += 1
-                    continue
-                counts["kept"] += 1
-                kept += 1
-                batch.append((text, kept % every == 0))
-                size += len(text)
-                if size >= BATCH_CHARACTERS:
-                    yield self._batch(batch, seen, read, kept)
-                    batch, size, seen = [], 0, 0
+        for number, document in found:
+            if isinstance(document, str):
+                self._digests[number] = document
+                continue
+            counts = self._state["counts"][number]
+            read += 1
+            seen += len(document.text)
+            counts["read"] += 1
+            fault = self._fault(document)
+            if fault is not None:
+                counts[fault] += 1
+                continue
+            counts["kept"] += 1
+            kept += 1
+            batch.append((document, kept % every == 0))
+            size += len(document.text)
+            if size >= BATCH_CHARACTERS:
+                yield self._batch(batch, seen, read, kept)
+                batch, size, seen = [], 0, 0
         yield self._batch(batch, seen, read, kept)
 
-    def _batch(self, documents: list[tuple[str, bool]], seen: int, read: int, kept: int) -> _Batch:
+    def _read(self, skipped: Sequence[int]) -> Iterator[tuple[int, Document | str]]:
+        """Do here what `Readers` do elsewhere; documents are judged and encoded later."""
+        for number, (source, count) in enumerate(zip(self.sources, skipped, strict=True)):
+            digest = hashlib.sha256()
+            for text in itertools.islice(source.documents(digest), count, None):
+                fault = fault_of(text) if self.wishes.filter else None
+                bands = self._known.bands(text) if fault is None and self._known is not None else None
+                yield number, Document(text, fault, bands)
+            yield number, digest.hexdigest()
+
+    def _batch(self, documents: list[tuple[Document, bool]], seen: int, read: int, kept: int) -> _Batch:
         bands, self._new_bands = self._new_bands, []
         return _Batch(documents, seen, read, kept, [dict(counts) for counts in self._state["counts"]], bands)
 
-    def _fault(self, text: str) -> str | None:
-        fault = fault_of(text) if self.wishes.filter else None
-        if fault is None and self._known is not None:
-            keys = self._known.keys(text)
-            self._new_bands.append(keys)
-            if self._known.seen(keys):
+    def _fault(self, document: Document) -> str | None:
+        if document.fault is None and self._known is not None:
+            assert document.bands is not None, "whoever reads computes them"
+            self._new_bands.append(document.bands)
+            if self._known.seen(document.bands):
                 return "near duplicate"
-        return fault
+        return document.fault
 
     def _encode(self, batch: _Batch) -> None:
-        texts, shape = [], []
-        for number, (text, held_out) in enumerate(batch.documents, self._encoded):
-            parts = self._middle(text, number) if not held_out else None
-            texts += parts or [text]
-            shape.append(held_out if parts is None else None)
-        ids = iter(self.tokenizer.encode_batch(texts))
+        texts: list[str] = []
+        middles = []
+        for number, (document, held_out) in enumerate(batch.documents, self._encoded):
+            middles.append(parts := None if held_out else self._middle(document.text, number))
+            texts += parts or ([document.text] if document.ids is None else [])
+        encoded = iter(self.tokenizer.encode_batch(texts))
         begin, hole, end = self._fim
-        for held_out, (text, _) in zip(shape, batch.documents, strict=True):
-            if held_out is None:
-                prefix, suffix, middle = next(ids), next(ids), next(ids)
+        for parts, (document, held_out) in zip(middles, batch.documents, strict=True):
+            one: Sequence[int] | Ids
+            if parts is not None:
+                prefix, suffix, middle = next(encoded), next(encoded), next(encoded)
                 one = [begin, *prefix, hole, *suffix, end, *middle]
             else:
-                one = next(ids)
-            part = PARTS[bool(held_out)]
-            self._buffers[part].append(np.array([*self.tokenizer.beginning, *one], dtype=self._type))
-            self._state["validation_bytes"] += len(text.encode()) if held_out else 0
+                one = next(encoded) if document.ids is None else document.ids
+            self._buffers[PARTS[held_out]].append(np.array([*self.tokenizer.beginning, *one], dtype=self._type))
+            self._state["validation_bytes"] += len(document.text.encode()) if held_out else 0
         self._encoded += len(batch.documents)
         self._pending = batch
         self._bands += batch.bands
@@ -288,7 +338,7 @@ class Preparation:
     def _index(self) -> dict[str, Any]:
         state = {**self._state, **self._saved}
         license = self.wishes.license
-        hashes = [None if s.is_dataset else d.hexdigest() for s, d in zip(self.sources, self._digests, strict=True)]
+        hashes = [None if s.is_dataset else d for s, d in zip(self.sources, self._digests, strict=True)]
         sources = [
             {"source": source.name, "bytes": source.bytes, "sha256": sha256, "license": license, **dict(counts)}
             for source, sha256, counts in zip(self.sources, hashes, state["counts"], strict=True)
@@ -297,7 +347,7 @@ class Preparation:
         return {
             "format": FORMAT,
             "vocab_size": self.tokenizer.vocab_size,
-            "tokenizer": hashlib.sha256(self.tokenizer.digest_text().encode()).hexdigest(),
+            "tokenizer": self.tokenizer.digest(),
             "bos_id": self.tokenizer.bos_id,
             "documents": state["kept"],
             "tokens": totals,
@@ -314,14 +364,14 @@ class _Batch:
     """Documents, and what the state is once they are encoded: the thread that reads is further on by then.
 
     Args:
-        documents: text, and whether it is held out.
+        documents: each, and whether it is held out.
         characters: of all documents read for it, those left out too.
         read, kept: documents up to its end.
         counts: of each source, up to its end.
         bands: of the documents read for it.
     """
 
-    documents: list[tuple[str, bool]]
+    documents: list[tuple[Document, bool]]
     characters: int
     read: int
     kept: int

@@ -7,6 +7,7 @@ Two workers that each take half of the work meet once a step instead.
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -66,13 +67,29 @@ def keep_memory() -> None:
 
     15% of a laptop step's time. Only glibc has these settings; elsewhere nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
+    library = _glibc()
+    if library is not None:
         library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         library.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def return_memory() -> None:
+    """Give what the allocator kept, and nobody uses, back to the kernel: the next stage needs buffers of other sizes.
+
+    Likewise with glibc alone.
+    """
+    gc.collect()
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version") else None
 
 
 def run_all(tasks: Sequence[Callable[[], T]], stop: Callable[[], None] | None = None) -> list[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,14 +13,14 @@ from leanseek.checkpoint.directory import empty_model
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import Output, Params, Progress, Prompts, SamplingParams, params_of_each
 from leanseek.engine.shared import SharedEngine
-from leanseek.errors import ConfigError, EngineError, RunError
+from leanseek.errors import EngineError, RunError
+from leanseek.joining import join_ray, ray_for
 from leanseek.log import say
 from leanseek.model.config import ModelConfig
 from leanseek.model.transformer import Transformer
 from leanseek.rl.weights import Update, update_of
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
-from leanseek.variables import hush_ray
 
 # Calls that a worker answers at once; nearly all of them wait for the worker's one engine.
 CALLS = 512
@@ -114,20 +113,9 @@ class Cluster:
         sides: int = 1,
         options: Mapping[str, Any],
     ) -> None:
-        self._ray = ray = _ray()
+        self._ray = ray = ray_for("grpo.cluster")
         self.config, self.tokenizer, self.chat = model.config, tokenizer, ChatFormat(tokenizer)
-        self._began = not ray.is_initialized()
-        if self._began:
-            hush_ray()
-            local = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
-            try:
-                ray.init(
-                    address=None if address == "local" else address,
-                    log_to_driver=False,
-                    **(local if address == "local" else {}),
-                )
-            except ConnectionError as error:
-                raise RunError(f"no Ray cluster answers at {address!r}: {error}") from error
+        self._began = join_ray(ray, address, workers)
         device = model.device.type
         kind = ray.remote(Worker).options(
             num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_concurrency=CALLS, max_restarts=0
@@ -283,19 +271,3 @@ class Side:
         if isinstance(prompt, str):
             return [*self.tokenizer.beginning, *self.tokenizer.encode(prompt)]
         return prompt
-
-
-def _ray() -> Any:
-    """Return Ray.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import ray  # noqa: PLC0415 - an extra
-        import ray.exceptions  # noqa: PLC0415
-    except ImportError:
-        raise ConfigError(
-            "grpo.cluster needs Ray, which is not installed: pip install 'leanseek[cluster]', on every node"
-        ) from None
-    return ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -249,6 +250,10 @@ class Tokenizer:
     def digest_text(self) -> str:
         """Return the tokenizer's content as canonical text, for hashing."""
         return json.dumps(self._values(), sort_keys=True)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content, in hexadecimal: what shards say that they were made with."""
+        return hashlib.sha256(self.digest_text().encode()).hexdigest()
 
     def _values(self) -> Any:
         """Return what tokenizer.json holds, each token called special or not as it was."""

@@ -9,10 +9,11 @@ from leanseek.data.batches import TokenStream
 from leanseek.data.tokens import TokenisedCorpus
 from leanseek.log import say
 from leanseek.model.config import ModelConfig
+from leanseek.model.transformer import Transformer
 from leanseek.sections.training import ExtendSettings
 from leanseek.settings import Recipe
 from leanseek.train.objectives.next_token import mean_loss
-from leanseek.train.pretrain import learn
+from leanseek.train.pretrain import learn, objective_of
 from leanseek.train.stage import Stage
 
 # DeepSeek-V3's: beta_fast and beta_slow are what the report calls beta and alpha, and the temperature follows from
@@ -57,20 +58,31 @@ def extend(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
     config = stretched(model.config, settings, original)
     lengths = lengths_of(config, settings, len(corpus.validation))
 
-    def by_length() -> dict[str, float]:
+    def by_length(model: Transformer) -> dict[str, float]:
         found = {}
         for length in lengths:
             windows = TokenStream(corpus.validation, length, 1, 0).validation(max(MEASURED_TOKENS // length, 1))
-            found[str(length)] = mean_loss(model, [one.to(recipe.device) for one in windows], settings.most_logits)
+            batches = [one.to(recipe.device) for one in windows]
+            if stage.ranks is None:
+                found[str(length)] = mean_loss(model, batches, settings.most_logits)
+            else:
+                found[str(length)] = stage.ranks.mean_loss(model, batches)
         return found
 
-    before = stage.measured_before(by_length)
+    def as_it_was() -> dict[str, float]:
+        first = stage.model()
+        if stage.ranks is not None:
+            stage.trainer(first, objective_of(settings), settings)  # each has its part of it then
+        return by_length(first)
+
+    before = stage.measured_before(as_it_was)
     if config != model.config:
         model = copy_of(model, config).to(recipe.device)
     figures = learn(stage, corpus, model, of_length(recipe, settings.sequence_tokens, stage.name))
-    after = by_length()
+    after = by_length(model)
     told = ", ".join(f"{length} tokens {before.get(length, loss):.3f} -> {loss:.3f}" for length, loss in after.items())
-    say(f"  loss of unseen text, before and after: {told}")
+    if stage.writes:
+        say(f"  loss of unseen text, before and after: {told}")
     return {**figures, "context_tokens": config.max_position_embeddings, "loss_by_length": after}
 
 

@@ -14,12 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from leanseek.checkpoint.share import Share
 from leanseek.model.experts import DeepSeekMoE
 from leanseek.model.transformer import MTPLayer, Transformer
 from leanseek.sections.training import OptimiserSettings, TrainSettings
 from leanseek.train.expert_parallel import hold_experts
 from leanseek.train.interrupt import Interrupt
 from leanseek.train.objectives.loss import Loss
+from leanseek.train.objectives.next_token import mean_loss
 from leanseek.train.optimisers import STATE, Optimiser, orthogonalise
 from leanseek.train.places import STACKED, share
 from leanseek.train.ranks import Ranks
@@ -156,12 +158,14 @@ class ParallelTrainer(Trainer):
     ) -> None:
         self.ranks = ranks
         self.rows = self.apply(model, ranks)
+        self.files = ranks.files(model, self.rows)
         optimiser = partial(self.optimiser_kind, ranks=ranks, rows=self.rows)
         super().__init__(model, objective, settings, meter, optimiser=optimiser)
+        ranks.mean_loss_of = partial(mean_loss, most_logits=settings.most_logits)
 
-    def whole_model(self) -> Transformer | None:
-        """Return the model with all its weights on the first rank, None on the others; all ranks call it."""
-        return self.ranks.whole_model(self.model, self.rows)
+    def share(self) -> Share:
+        """Return a copy of the weights that this rank writes into checkpoints; all ranks call it."""
+        return self.ranks.share(self.model, self.rows, self.files)
 
     def _weights(self) -> dict[str, Tensor]:
         return {**self.ranks.local_parameters(self.model), **dict(self.model.named_buffers())}

@@ -126,6 +126,24 @@ class Place:
         first = 0 if self.spans is None else self.spans.holders(name)[0]
         return self.reader < group and self.pipeline_rank == first
 
+    def writer(self, name: str, row: int, rows: int, turn: int) -> int:
+        """Return the rank that writes a tensor of the model folder: one that has it, or some of its rows.
+
+        Args:
+            name: of the parameter or buffer that it is a part of.
+            row: which row of that, of stacked experts.
+            rows: of the whole parameter.
+            turn: number of the parameter: ranks that share rows take turns.
+        """
+        first = 0 if self.spans is None else self.spans.holders(name)[0]
+        if name.endswith(STACKED):
+            held = rows // self.settings.experts
+            part, within = divmod(row, held)
+            reader = within // -(-held // self.expert_shards) * self.settings.experts + part
+        else:
+            reader = turn % self.settings.shards
+        return first * self.readers + reader
+
     def holds(self, name: str) -> bool:
         """Whether this rank has any of a parameter or a buffer."""
         return self.spans is None or self.pipeline_rank in self.spans.holders(name)
@@ -209,13 +227,14 @@ def check(settings: ParallelSettings, world: int, config: ModelConfig) -> None:
         )
 
 
-def check_batch(settings: ParallelSettings, world: int, batch: int) -> None:
+def check_batch(settings: ParallelSettings, world: int, batch: int, stage: str = "pretrain") -> None:
     """Refuse a pipeline that a step's batch does not fill.
 
     Args:
         settings: how ranks share the work.
         world: how many ranks there are.
         batch: texts of a step.
+        stage: whose.
     Raises:
         ConfigError: a rank has fewer texts than there are parts of the model.
     """
@@ -223,6 +242,6 @@ def check_batch(settings: ParallelSettings, world: int, batch: int) -> None:
     if settings.pipeline > 1 and texts < least:
         raise ConfigError(
             f"parallel.pipeline = {settings.pipeline} with schedule {settings.schedule} needs {least} texts a step for "
-            f"each of {world // settings.pipeline} ranks that read, but pretrain.batch_sequences = {batch} gives "
+            f"each of {world // settings.pipeline} ranks that read, but {stage}.batch_sequences = {batch} gives "
             f"{texts}: raise it to {least * world // settings.pipeline}, or lower parallel.pipeline"
         )

@@ -2,8 +2,7 @@
 
 Activations and gradients are rounded in tiles of 1 x 128 along what is summed over, weights in blocks of 128 x 128;
 products are summed in fp32. Embedding, head, router, norms and attention itself stay as they are, and so do the
-weights that the optimiser changes. Products of two e4m3 numbers are exact in fp32: multiplying the rounded values as
-fp32 numbers, as is done here, is the recipe itself on any machine, only without its speed.
+weights that the optimiser changes. On Hopper GPUs the products are torch's scaled ones, elsewhere they are emulated.
 """
 
 from __future__ import annotations
@@ -17,32 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanseek.checkpoint.quantised import LARGEST_E4M3, dequantise_blocks, quantise_blocks
 from leanseek.model.experts import Experts
 from leanseek.model.layers import Linear
 from leanseek.model.transformer import Transformer
+from leanseek.train.scaled import Scaled, product
 
-TILE = 128
 # Kept in the model's own precision though they are Linear layers. Source: DeepSeek-V3 report section 3.3.1.
 KEPT = ("lm_head",)
-
-
-def rounded_tiles(x: Tensor) -> Tensor:
-    """Round numbers to e4m3 with one scale for each 128 along the last dimension, and give them back as fp32.
-
-    The scale takes a tile's largest number to 448; a tile of zeros stays zeros.
-    """
-    *rows, width = x.shape
-    padded = F.pad(x.float(), (0, -width % TILE)).view(*rows, -1, TILE)
-    scale = padded.abs().amax(dim=-1, keepdim=True) / LARGEST_E4M3
-    scale = torch.where(scale == 0, 1.0, scale)
-    rounded = (padded / scale).to(torch.float8_e4m3fn).float() * scale
-    return rounded.view(*rows, -1)[..., :width]
-
-
-def rounded_blocks(weight: Tensor) -> Tensor:
-    """Round a weight to e4m3 with one scale for each 128 x 128 block, and give it back as fp32."""
-    return dequantise_blocks(*quantise_blocks(weight.float()))
 
 
 class Fp8Linear(torch.autograd.Function):
@@ -55,24 +35,23 @@ class Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_OD: Tensor) -> Tensor:
-        """Multiply; [..., D] and [O, D] -> [..., O] in x's dtype."""
-        weight = rounded_blocks(weight_OD)
-        ctx.save_for_backward(x_TD, weight)
-        ctx.dtype = weight_OD.dtype
-        return F.linear(rounded_tiles(x_TD), weight).to(x_TD.dtype)
+        """Multiply; [T, D] and [O, D] -> [T, O] in x's dtype."""
+        weight = Scaled.blocks(weight_OD)
+        ctx.save_for_backward(x_TD, weight.codes, weight.scales)
+        ctx.shape, ctx.dtype = weight.shape, weight_OD.dtype
+        return product(Scaled.tiles(x_TD), weight, x_TD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and of the weight."""
-        x_TD, weight_OD = ctx.saved_tensors
+        x_TD, codes, scales = ctx.saved_tensors
         gradient_TO = gradients[0]
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = (rounded_tiles(gradient_TO) @ weight_OD).to(x_TD.dtype)
+            weight_DO = Scaled(codes, scales, ctx.shape).transposed()
+            x_gradient = product(Scaled.tiles(gradient_TO), weight_DO, x_TD.dtype)
         if ctx.needs_input_grad[1]:
-            gradient_OT = rounded_tiles(gradient_TO.reshape(-1, gradient_TO.shape[-1]).t())
-            x_DT = rounded_tiles(x_TD.reshape(-1, x_TD.shape[-1]).t())
-            weight_gradient = (gradient_OT @ x_DT.t()).to(ctx.dtype)
+            weight_gradient = product(Scaled.tiles(gradient_TO.t()), Scaled.tiles(x_TD.t()), ctx.dtype)
         return x_gradient, weight_gradient
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from leanseek.data.batches import Batch, TokenStream
 from leanseek.data.tokens import TokenisedCorpus, training_stream
 from leanseek.model.transformer import Transformer
+from leanseek.sections.training import TrainSettings
 from leanseek.settings import Recipe
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.schedules import batch_sequences, mtp_weight, sequences_before
@@ -25,6 +26,11 @@ def pretrain(stage: Stage, corpus: TokenisedCorpus) -> dict[str, Any]:
         DataError: the corpus is smaller than one batch.
     """
     return learn(stage, corpus, stage.model(), stage.run.recipe)
+
+
+def objective_of(settings: TrainSettings) -> NextToken:
+    """Return the loss that a stage learns by."""
+    return NextToken(settings.mtp_weight, settings.balance_loss, settings.most_logits)
 
 
 def learn(stage: Stage, corpus: TokenisedCorpus, model: Transformer, recipe: Recipe) -> dict[str, Any]:
@@ -56,8 +62,7 @@ def learn(stage: Stage, corpus: TokenisedCorpus, model: Transformer, recipe: Rec
         mtp = step % settings.mtp_every == 0
         return replace(stream.take(first, count), mtp=mtp, mtp_weight=mtp_weight(step, settings.steps, settings))
 
-    objective = NextToken(settings.mtp_weight, settings.balance_loss, settings.most_logits)
-    trainer = stage.fit(model, objective, batch, {"validate": validate})
+    trainer = stage.fit(model, objective_of(settings), batch, {"validate": validate})
     read = sequences_before(trainer.done, settings.steps or trainer.done, settings)
     passes = read / (stream.batches_per_pass * settings.batch_sequences)
     with stage.meter.timed("looks"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
@@ -14,8 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
-from leanseek.checkpoint.directory import empty_model
+from leanseek.checkpoint.names import Entry, copies, parts_of
 from leanseek.checkpoint.parts import Rows
+from leanseek.checkpoint.share import Files, Share
 from leanseek.data.batches import IGNORED, Batch
 from leanseek.kernels.threads import available_threads, keep_memory
 from leanseek.model.config import ModelConfig
@@ -132,23 +133,16 @@ class Ranks:
         loss_sum, targets_sum = self.total(sums).tolist()
         return loss_sum / max(targets_sum, 1)
 
-    def whole(self, name: str, part: Tensor, rows: int) -> Tensor:
-        """Return the whole of a parameter (or of what is kept for it) of which each rank has its rows."""
-        if not name.endswith(STACKED):
-            return self.gathered(part, self.shards, rows)
-        held = rows // self.place.settings.experts
-        return self.gathered(self.gathered(part, self.expert_shards, held), self.experts, rows)
-
-    def gathered(self, part: Tensor, group: dist.ProcessGroup, rows: int) -> Tensor:
-        """Return the rows of all ranks of a group, cut as `places.share` cuts."""
-        count = group.size()
+    def whole(self, part: Tensor, rows: int) -> Tensor:
+        """Return the whole of a parameter that is no stack of experts, of which each of `shards` ranks has its rows."""
+        count = self.shards.size()
         if count == 1:
             return part
         size = -(-rows // count)
         padded = part.new_zeros(size, *part.shape[1:])
         padded[: part.shape[0]] = part
         parts = [torch.empty_like(padded) for _ in range(count)]
-        dist.all_gather(parts, padded, group=group)
+        dist.all_gather(parts, padded, group=self.shards)
         return torch.cat(parts)[:rows]
 
     def sharers(self, name: str) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
@@ -176,49 +170,45 @@ class Ranks:
                 found[name] = Rows(part, first, whole)
         return found
 
-    def whole_model(self, model: Transformer, rows: Mapping[str, int]) -> Transformer | None:
-        """Return the model with all its weights on the first rank, None on the others; all ranks call it.
+    def files(self, model: Transformer, rows: Mapping[str, int]) -> Files:
+        """Return the files of the model folder that the ranks write together.
 
         Args:
             model: whose weights are cut.
             rows: of each whole parameter.
         """
-        reshard(model)
-        full = empty_model(model.config, dtype=_dtype(model)) if self.first else None
-        targets = {} if full is None else full.state_dict()
-        for name, found in self.bring(self.local_parameters(model) | dict(model.named_buffers()), rows):
-            if full is not None:
-                targets[name].copy_(found)
-        return full
+        turns = {name: number for number, name in enumerate(rows)}
 
-    def bring(self, parts: Mapping[str, Tensor], rows: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-        """Yield on the first rank the whole of all that ranks have parts of; all ranks run through it.
+        def writer(entry: Entry) -> int:
+            return self.place.writer(entry.of, entry.row, rows.get(entry.of, 0), turns.get(entry.of, 0))
+
+        return Files.plan(model.config, _dtype(model), writer)
+
+    def share(self, model: Transformer, rows: Mapping[str, int], files: Files) -> Share:
+        """Return a copy of the weights that this rank writes, in the processor's memory; all ranks call it.
 
         Args:
-            parts: of parameters, of what is kept for them, or of buffers.
-            rows: of each whole parameter; what is not here is whole.
+            model: whose weights are cut.
+            rows: of each whole parameter.
+            files: of the model folder.
         """
-        place = self.place
-        if place.spans is None:
-            for name, part in parts.items():
-                yield name, self.whole(name, part, rows[name]) if name in rows else part
-            return
-        mine = [name for name in parts if place.spans.holders(name)[0] == place.pipeline_rank]
-        facts = [(n, (rows.get(n, parts[n].shape[0]), *parts[n].shape[1:]), parts[n].dtype) for n in mine]
-        told: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[] for _ in range(place.world)]
-        dist.all_gather_object(told, facts)
-        for run in range(place.settings.pipeline):
-            leader = run * place.readers
-            for name, shape, dtype in told[leader]:
-                if run == place.pipeline_rank:
-                    found = self.whole(name, parts[name], rows[name]) if name in rows else parts[name]
-                    if self.first:
-                        yield name, found
-                    elif place.rank == leader:
-                        dist.send(found.contiguous(), 0)
-                elif self.first:
-                    dist.recv(found := torch.empty(shape, dtype=dtype, device=self.device), leader)
-                    yield name, found
+        reshard(model)
+        mine = {
+            layout.name
+            for shard, writer in zip(files.shards, files.writers, strict=True)
+            for layout in shard
+            if writer == self.place.rank
+        }
+        second = {of: name for name, of in copies(model.config).items()}
+        kept: dict[str, Tensor] = {}
+        for name, part in (self.local_parameters(model) | dict(model.named_buffers())).items():
+            if name.endswith(STACKED):
+                found = [*parts_of(name, part, self.place.rows(name, model.config.n_routed_experts)[0])]
+            else:
+                whole = self.whole(part, rows[name]) if name in rows else part
+                found = [Entry(one, whole, name) for one in (name, second.get(name, name))]
+            kept |= {one.name: one.target.detach().to("cpu", copy=True) for one in found if one.name in mine}
+        return Share(files, self.place.rank, kept)
 
     def local_parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return this rank's rows of each parameter; the same memory, so that a change changes the parameter."""

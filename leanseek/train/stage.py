@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from leanseek.checkpoint.convert import read_config
 from leanseek.checkpoint.directory import copy_of, empty_model, load_model
 from leanseek.checkpoint.packed import form_of, load_packed
 from leanseek.checkpoint.resume import STAGING, check_checkpoint, copy_of_state, load_state, save_checkpoint, save_part
+from leanseek.checkpoint.share import Share
 from leanseek.data.conversations import Conversations
 from leanseek.data.traces import Example
 from leanseek.errors import CheckpointError, ConfigError, DataError, RunError
@@ -33,6 +35,9 @@ from leanseek.train.pipeline import PipelineTrainer
 from leanseek.train.precision import fp8
 from leanseek.train.ranks import Ranks
 from leanseek.train.trainer import Batches, Hooks, Meter, Objective, Trainer
+
+# Of a config.json, what says in which form weights were written.
+NO_SHAPE = ("dtype", "torch_dtype", "quantization_config", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -128,17 +133,38 @@ class Stage:
         if before is not None and (form := form_of(read_config(before))) is not None:
             return self._packed(before, form)
         folder = newest or before
+        if newest is not None and before is None:
+            self._check_shape(newest)
         if folder is not None and place is not None:
             return load_model(
                 folder, dtype=recipe.dtype, device=recipe.device, wanted=partial(place.reads, self.config)
             )
         if folder is not None:
             return load_model(folder, dtype=recipe.dtype, device=recipe.device)
-        config = load_preset(recipe.model).replace(
-            bos_token_id=self.tokenizer.bos_id, eos_token_id=self.tokenizer.eos_id
-        )
+        config = self._fresh_config
         empty = empty_model(config, dtype=recipe.dtype).to(recipe.device)
         return initialise(empty, recipe.seed) if place is None else initialise(empty, recipe.seed, place.holds)
+
+    @property
+    def _fresh_config(self) -> ModelConfig:
+        """The shape of a model that starts from fresh weights."""
+        ends = {"bos_token_id": self.tokenizer.bos_id, "eos_token_id": self.tokenizer.eos_id}
+        return load_preset(self.run.recipe.model).replace(**ends)
+
+    def _check_shape(self, checkpoint: Path) -> None:
+        """Refuse to go on with a checkpoint of another shape than the recipe's model has by now.
+
+        Raises:
+            CheckpointError: it is one.
+        """
+        wanted, found = self._fresh_config.to_dict(), ModelConfig.from_file(checkpoint / "config.json").to_dict()
+        differ = [key for key, value in wanted.items() if key not in NO_SHAPE and found.get(key) != value]
+        if differ:
+            told = ", ".join(f"{key} {found.get(key)}, not {wanted[key]}" for key in differ[:3])
+            raise CheckpointError(
+                f"{checkpoint} is of another config than the model {self.run.recipe.model}: it has {told}; give that "
+                "model back its config, or start the run afresh with --fresh"
+            )
 
     def _packed(self, folder: Path, form: str) -> Transformer:
         """Return a model with packed weights, which low-rank updates will stand beside.
@@ -159,9 +185,12 @@ class Stage:
     def measured_before(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Return what the model was like before the first step, measured once and written down at once."""
         known = self.run.summary.get(self.name, {}).get("before")
+        if self.ranks is not None:  # they measure together, or not at all
+            known = json.loads(self.ranks.tell(json.dumps(known)))
         if known is None:
             known = measure()
-            self.run.update(self.name, {"before": known})
+            if self.writes:
+                self.run.update(self.name, {"before": known})
         return dict(known)
 
     def conversations(self, given: str) -> list[Example]:
@@ -192,6 +221,24 @@ class Stage:
         folder = self.before()
         return load_preset(self.run.recipe.model) if folder is None else ModelConfig.from_file(folder / "config.json")
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process tells and writes down what is done."""
+        return self.ranks is None or self.ranks.first
+
+    def trainer(
+        self,
+        model: Transformer,
+        objective: Objective,
+        settings: TrainSettings,
+        optimiser: Callable[[Transformer, OptimiserSettings], Optimiser] = Optimiser,
+    ) -> Trainer:
+        """Return what trains a model; of several ranks, each has its part of it from now on."""
+        if self.ranks is None:
+            return Trainer(model, objective, settings, self.meter, self.workers, optimiser)
+        kind = ParallelTrainer if self.ranks.place.spans is None else PipelineTrainer
+        return kind(self.ranks, model, objective, settings, self.meter)
+
     def fit(
         self,
         model: Transformer,
@@ -213,46 +260,40 @@ class Stage:
             steps: how many; None: as the settings say.
         """
         settings = self.settings if steps is None else self.settings.model_copy(update={"steps": steps})
-        trainer: Trainer
-        if self.ranks is None:
-            trainer = Trainer(model, objective, settings, self.meter, self.workers, optimiser)
-        else:
-            kind = ParallelTrainer if self.ranks.place.spans is None else PipelineTrainer
-            trainer = kind(self.ranks, model, objective, settings, self.meter)
-        writes = self.ranks is None or self.ranks.first
+        trainer = self.trainer(model, objective, settings, optimiser)
         folder = self.run.latest(self.name)
         if folder is not None:
             trainer.load_state_dict(load_state(folder, lazily=self.ranks is not None))
-        if writes:
+        if self.writes:
             self.log.rewind(self.name, trainer.done)
         background = Background()
 
         def save(step: int, state: dict[str, Any]) -> None:
-            whole = trainer.whole_model() if isinstance(trainer, ParallelTrainer) else model
+            weights = trainer.share() if isinstance(trainer, ParallelTrainer) else model
             if settings.write_behind and model.packed_bits is None:
-                whole = copy_of(whole) if whole is model else whole
-                background.start(partial(self._write, step, whole, copy_of_state(state)))
+                weights = copy_of(weights) if isinstance(weights, Transformer) else weights
+                background.start(partial(self._write, step, weights, copy_of_state(state)))
             else:
-                self._write(step, whole, state)
+                self._write(step, weights, state)
 
         def log(step: int, metrics: dict[str, Any]) -> None:
-            if writes:
+            if self.writes:
                 self.log.log(self.name, step, **metrics)
 
         precision = fp8(model) if self.settings.fp8 else nullcontext()
-        with progress(trainer.steps, self.name, shown=writes) as bar, precision, background:
+        with progress(trainer.steps, self.name, shown=self.writes) as bar, precision, background:
             trainer.fit(batches, Hooks(log, save, check=background.check, note=self.note, **hooks), bar)
-        if writes and settings.keep_best and trainer.best is not None:
+        if self.writes and settings.keep_best and trainer.best is not None:
             self.run.update(self.name, {"best": trainer.best})
         return trainer
 
-    def _write(self, step: int, model: Transformer | None, state: dict[str, Any]) -> None:
-        """Write a checkpoint, and delete those that are not kept; of several ranks, the first, and the others parts."""
+    def _write(self, step: int, weights: Transformer | Share, state: dict[str, Any]) -> None:
+        """Write a checkpoint, and delete those that are not kept; of several ranks each writes its share of it."""
         folder, place = self.run.checkpoint(self.name, step), None if self.ranks is None else self.ranks.place
-        if model is None:
-            if place is not None and place.rank in place.writers:
-                save_part(folder, place.rank, state)
+        if place is not None and place.rank > 0:
+            if place.rank in place.writers and isinstance(weights, Share):
+                save_part(folder, place.rank, state, weights)
             return
-        save_checkpoint(folder, model, self.tokenizer, state, () if place is None else place.writers[1:])
+        save_checkpoint(folder, weights, self.tokenizer, state, () if place is None else place.writers[1:])
         best = state.get("best") if self.settings.keep_best else None
         self.run.prune(self.name, self.settings.keep_checkpoints, best and best["step"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import leanseek.data.preparation as module
+from leanseek.data.cluster import _document, _Judge, _read
 from leanseek.data.preparation import Preparation, Wishes
 from leanseek.data.shards import Shards, provenance, read_index
 from leanseek.errors import DataError
@@ -158,3 +159,41 @@ def test_too_little_text_is_told(tmp_path, tiny_tokenizer):
         Preparation([str(tmp_path / "a.txt")], tmp_path / "out", tiny_tokenizer, Wishes()).run()
     with pytest.raises(DataError, match="0 documents are left of 1"):
         Preparation([str(tmp_path / "a.txt")], tmp_path / "filtered", tiny_tokenizer, Wishes(filter=True)).run()
+
+
+class Elsewhere:
+    """Readers as a cluster has them: judged and encoded by others, without Ray."""
+
+    def __init__(self, tokenizer, **wishes):
+        self.judge = _Judge(tokenizer, **wishes)
+
+    def documents(self, sources, skipped):
+        for number, (source, count) in enumerate(zip(sources, skipped, strict=True)):
+            work = {"number": number, "name": source.name, "bytes": source.bytes, "skipped": count}
+            rows = [*_read(work)]
+            batch = {key: np.array([row[key] for row in rows], dtype=object) for key in rows[0]}
+            judged = self.judge(batch)
+            for at, last in enumerate(judged["last"]):
+                row = {key: column[at] for key, column in judged.items()}
+                yield number, row["text"] if last else _document(row)
+
+
+@pytest.mark.parametrize("wishes", [{}, {"filter": True, "fim": 0.5}, {"deduplicate": True}])
+def test_what_others_read_and_encode_becomes_the_same_shards(texts, tmp_path, tiny_tokenizer, wishes):
+    if "deduplicate" in wishes:
+        pytest.importorskip("rensa")
+    folder, _ = texts
+    lines = (folder / "a.jsonl").read_text().splitlines(keepends=True)
+    (folder / "b.jsonl").write_text("".join(lines[:5]) + (folder / "b.jsonl").read_text())
+    one = prepared(folder, tmp_path / "here", tiny_tokenizer, **wishes).run()
+    readers = Elsewhere(tiny_tokenizer, filter=wishes.get("filter", False), deduplicate="deduplicate" in wishes, seed=0)
+    two = Preparation(
+        [str(folder)],
+        tmp_path / "there",
+        tiny_tokenizer,
+        Wishes(**{"validation_fraction": 0.2, "shard_tokens": 300} | wishes),
+        readers,
+    ).run()
+    assert one == two and one["documents"] > 20
+    for path in (tmp_path / "here").glob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()

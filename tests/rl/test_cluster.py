@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import leanseek.rl.cluster as module
 from leanseek.checkpoint.directory import save_model
 from leanseek.cost.ledger import Charge
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import ConfigError, EngineError, RunError
+from leanseek.joining import ray_for
 from leanseek.log import RunLog
 from leanseek.rl.cluster import Cluster, Side, Worker
 from leanseek.rl.grpo import grpo
@@ -126,7 +126,7 @@ def test_without_any_worker_the_run_ends(dealt):
 def test_without_ray_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'leanseek\[cluster\]'"):
-        module._ray()
+        ray_for("grpo.cluster")
 
 
 @pytest.fixture

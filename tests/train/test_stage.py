@@ -349,6 +349,15 @@ def test_a_growing_batch_resumes_at_the_exact_place(make_run, tiny_tokenizer, ti
     assert_same_checkpoint(whole, parts, "pretrain")
 
 
+def test_a_checkpoint_of_another_config_is_told(make_run, tiny_tokenizer, tmp_path):
+    run = make_run(pretrain__steps=3)
+    work("pretrain", run, tiny_tokenizer)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"moe_intermediate_size": 16', '"moe_intermediate_size": 32'))
+    with pytest.raises(CheckpointError, match=r"another config than .* moe_intermediate_size 16, not 32; give that"):
+        stage_of(run, "pretrain", tiny_tokenizer).model()
+
+
 def test_a_checkpoint_without_its_training_state_is_told(make_run, tiny_tokenizer):
     run = make_run(pretrain__steps=3)
     work("pretrain", run, tiny_tokenizer)

@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing as mp
 
 import leanseek.train.optimisers as optimisers
+from leanseek.checkpoint.directory import load_model
 from leanseek.checkpoint.resume import load_state, save_checkpoint, save_part
 from leanseek.cost.ledger import Charge
 from leanseek.data.batches import Batch
@@ -38,7 +39,7 @@ def train(trainer: Trainer, batches: list[Batch]) -> dict[str, Any]:
     ranks = getattr(trainer, "ranks", None)
     gradients = {name: one.grad.clone() for name, one in named.items() if one.grad is not None}
     if ranks is not None:
-        gradients = dict(ranks.bring(gradients, trainer.rows))
+        gradients = ranks.written(gradients, trainer.rows)
     trainer.optimiser.zero_grad()
     for batch in batches:
         metrics.append(trainer.step(batch))
@@ -73,15 +74,17 @@ def _work(
     kept = {name: tuple(one.shape) for name, one in trainer.optimiser.weights.items()}
     assert kept == ranks.place.held(shapes), "the places say who has what"
     found = train(trainer, batches)
-    whole = trainer.whole_model()
+    share, state = trainer.share(), found.pop("state") | {"gradients": found.pop("gradients")}
     checkpoint = port_file + "-1"
-    if whole is None:
-        save_part(checkpoint, rank, found["state"])
+    if rank > 0:
+        save_part(checkpoint, rank, state, share)
     else:
-        save_checkpoint(checkpoint, whole, None, found["state"], range(1, world))
+        save_checkpoint(checkpoint, share, None, state, range(1, world))
+        state = load_state(checkpoint)
         found |= {
-            "state": load_state(checkpoint),
-            "weights": whole.state_dict(),
+            "gradients": state.pop("gradients"),
+            "state": state,
+            "weights": load_model(checkpoint).state_dict(),
             "flops": meter.flops,
             "tokens": meter.tokens,
         }

@@ -117,3 +117,25 @@ def test_a_rank_that_is_killed_comes_back_and_the_curve_is_the_same(make_run, tm
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
+
+
+def test_two_ranks_and_a_pipeline_learn_a_longer_context_as_one_process_does(make_run, tmp_path):
+    exact = {"extend__optimiser__name": "adamw", "extend__optimiser__lr": 3e-3, "extend__steps": 4}
+    changes = {"extend__batch_sequences": 4, "extend__validate_every": 2, "extend__factor": 4.0}
+    phase = {"extend": {"kind": "extend", "sequence_tokens": 64}}
+    run = make_run("alone", stages=phase, environments=["running_total"], **(exact | changes))
+    found: dict[str, dict[str, Any]] = {}
+    for name, ranks, options in (
+        ("one", 1, []),
+        ("two", 2, ["--parallel.experts", "2", "--parallel.shards", "2"]),
+        ("pipe", 2, ["--parallel.pipeline", "2"]),
+    ):
+        line = command(run, tmp_path, ranks, *options, "--run", str(tmp_path / name))
+        line[line.index("leanseek") + 1] = "extend"
+        subprocess.run(line, check=True, env=environment(), timeout=300)
+        found[name] = Run.open(tmp_path / name).summary["extend"]
+        loaded = load_model(Run.open(tmp_path / name).latest("extend"))
+        assert loaded.config.yarn["factor"] == 4.0
+    for name in ("two", "pipe"):
+        for figure in ("before", "loss_by_length"):
+            assert found[name][figure] == pytest.approx(found["one"][figure], rel=1e-4)

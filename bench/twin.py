@@ -17,8 +17,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from picture import draw
 from process import stage
-from rows import alternate, arguments, publish, repeats, row
+from rows import RESULTS, ROOT, alternate, arguments, publish, repeats, row
 
 STEPS, RECIPE = 1000, "laptop"
 # The twin's steps are rounded to so many: budgets that differ by less share a run.
@@ -48,6 +49,8 @@ def main() -> None:
             rate(folder, options)
         if options.only in "runs":
             compare(folder, options)
+    if options.only in "picture" and not options.quick:
+        picture()
 
 
 def shapes() -> dict[str, Any]:
@@ -176,6 +179,25 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
             ),
             options,
         )
+
+
+def picture() -> None:
+    """Draw the row of equal seconds beside the page that tells of it."""
+    lines = (RESULTS / "twin.jsonl").read_text(encoding="utf-8").splitlines()
+    (found,) = [one for one in map(json.loads, lines) if one["work"].endswith("at equal seconds")]
+    curves = {
+        side: [
+            [(step * found["cost_of_a_step"][side], bits) for step, bits in one[side][1:]] for one in found["curves"]
+        ]
+        for side in ("mixture", "dense")
+    }
+    draw(
+        ROOT / "docs" / "concepts" / "mixture.svg",
+        "Laptop pretraining: the mixture and its dense twin",
+        "seconds of two cores",
+        "bits per byte, text being learnt",
+        {"mixture": curves["mixture"], "dense twin": curves["dense"]},
+    )
 
 
 def pretrained(folder: Path, side: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -270,11 +270,11 @@ class Stage:
 
         def save(step: int, state: dict[str, Any]) -> None:
             weights = trainer.share() if isinstance(trainer, ParallelTrainer) else model
-            if settings.write_behind and model.packed_bits is None:
-                weights = copy_of(weights) if isinstance(weights, Transformer) else weights
-                background.start(partial(self._write, step, weights, copy_of_state(state)))
-            else:
+            if not settings.write_behind or (isinstance(weights, Transformer) and weights.packed_bits is not None):
                 self._write(step, weights, state)
+                return
+            weights = copy_of(weights) if isinstance(weights, Transformer) else weights
+            background.start(partial(self._write, step, weights, copy_of_state(state)))
 
         def log(step: int, metrics: dict[str, Any]) -> None:
             if self.writes:

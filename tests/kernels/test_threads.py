@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -135,3 +137,22 @@ def test_a_containers_share_of_time_counts(tmp_path, monkeypatch, files, threads
     monkeypatch.setattr(module, "CGROUPS", tmp_path)
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(8)), raising=False)
     assert module.available_threads() == threads
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc keeps memory, elsewhere it is not asked to")
+def test_what_was_kept_goes_back_to_the_kernel_when_it_is_told_to():
+    """In a process of its own: the settings are for good."""
+    script = (
+        "import psutil, torch\n"
+        "from leanseek.kernels.threads import keep_memory, return_memory\n"
+        "keep_memory()\n"
+        "size = lambda: psutil.Process().memory_info().rss >> 20\n"
+        "before, held = size(), [torch.ones(1 << 18) for _ in range(200)]\n"
+        "del held\n"
+        "kept = size() - before\n"
+        "return_memory()\n"
+        "print(kept, size() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 150 and left < 50, "200 MiB were freed"

@@ -22,6 +22,8 @@ from leanseek.run import Run, to_toml
 from leanseek.train.optimisers import Optimiser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Muon's iteration in bf16 makes much of the last bit of a gradient.
+ADAMW = {"name": "adamw", "lr": 3e-3}
 
 
 def command(run: Run, folder: Path, ranks: int, *options: str) -> list[str]:
@@ -61,7 +63,7 @@ def same_curve(one: Path, other: Path) -> None:
 
 
 def test_one_process_two_and_four_draw_the_same_curve_and_go_on_from_each_other(make_run, tmp_path):
-    exact = {"pretrain__optimiser__name": "adamw", "pretrain__optimiser__lr": 3e-3}
+    exact = {f"pretrain__optimiser__{key}": value for key, value in ADAMW.items()}
     run = make_run("alone", pretrain__steps=6, pretrain__keep_checkpoints=2, **exact)
     done: dict[str, Path] = {}
     for name, ranks, options in (
@@ -120,8 +122,8 @@ def test_a_rank_that_is_killed_comes_back_and_the_curve_is_the_same(make_run, tm
 
 
 def test_two_ranks_and_a_pipeline_learn_a_longer_context_as_one_process_does(make_run, tmp_path):
-    exact = {"extend__optimiser__name": "adamw", "extend__optimiser__lr": 3e-3, "extend__steps": 4}
-    changes = {"extend__batch_sequences": 4, "extend__validate_every": 2, "extend__factor": 4.0}
+    exact = {f"{kind}__optimiser__{key}": v for kind in ("pretrain", "extend") for key, v in ADAMW.items()}
+    changes = {"extend__steps": 4, "extend__batch_sequences": 4, "extend__validate_every": 2, "extend__factor": 4.0}
     phase = {"extend": {"kind": "extend", "sequence_tokens": 64}}
     run = make_run("alone", stages=phase, environments=["running_total"], **(exact | changes))
     found: dict[str, dict[str, Any]] = {}

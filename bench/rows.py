@@ -95,7 +95,7 @@ def row(
         **more,
         "machine": _machine(),
         "commit": _commit(),
-        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *map(_anywhere, sys.argv[1:])]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("leanseek", *packages)}},
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -122,6 +122,11 @@ def _rounded(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.5g}")
+
+
+def _anywhere(word: str) -> str:
+    """Return a word of a command without the place that a path has on this machine."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _machine() -> dict[str, Any]:

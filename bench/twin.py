@@ -150,14 +150,15 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
     grain = 5 if options.quick else GRAIN
     ratios = {kind: costs["mixture"][kind] / costs["dense"][kind] for kind in BUDGETS}
     twin_steps = {kind: round(steps * ratio / grain) * grain for kind, ratio in ratios.items()}
-    found: dict[str, list[dict[str, Any]]] = {"mixture": [], **{kind: [] for kind in BUDGETS}}
-    for number, seed in enumerate(options.seeds[:1] if options.quick else options.seeds):
-        own = Path(options.mixtures[number]) if number < len(options.mixtures) else None
-        found["mixture"].append(read(own) if own else pretrained(folder, "mixture", steps, seed, options))
-        for kind in BUDGETS:
-            found[kind].append(pretrained(folder, "dense", twin_steps[kind], seed, options))
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    own = [Path(options.mixtures[number]) if number < len(options.mixtures) else None for number in range(len(seeds))]
+    mixtures = [
+        read(given) if given else pretrained(folder, "mixture", steps, seed, options)
+        for given, seed in zip(own, seeds, strict=True)
+    ]
     for kind in BUDGETS:
-        pairs = list(zip(found["mixture"], found[kind], strict=True))
+        twins = [pretrained(folder, "dense", twin_steps[kind], seed, options) for seed in seeds]
+        pairs = list(zip(mixtures, twins, strict=True))
         unit = {side: costs[side][kind] for side in costs}
         publish(
             "twin",

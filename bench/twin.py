@@ -24,8 +24,8 @@ from rows import RESULTS, ROOT, alternate, arguments, publish, repeats, row
 STEPS, RECIPE = 1000, "laptop"
 # The twin's steps are rounded to so many: budgets that differ by less share a run.
 GRAIN = 50
-# Of a curve.
-POINTS = 50
+# Of a curve, and how many of these the picture leaves out.
+POINTS, SKIPPED = 50, 4
 BUDGETS = ("flops", "seconds", "joules")
 COSTS = "costs.json"
 
@@ -183,20 +183,20 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
 
 
 def picture() -> None:
-    """Draw the row of equal seconds beside the page that tells of it."""
+    """Draw the curves at equal FLOPs beside the page that tells of them."""
     lines = (RESULTS / "twin.jsonl").read_text(encoding="utf-8").splitlines()
-    (found,) = [one for one in map(json.loads, lines) if one["work"].endswith("at equal seconds")]
+    (found,) = [one for one in map(json.loads, lines) if one["work"].endswith("at equal flops")]
+    cost = found["cost_of_a_step"]
     curves = {
-        side: [
-            [(step * found["cost_of_a_step"][side], bits) for step, bits in one[side][1:]] for one in found["curves"]
-        ]
+        # The first stretches fall from what is known of nothing, and would leave the others no height.
+        side: [[(step * cost[side] / 1e12, bits) for step, bits in one[side][SKIPPED:]] for one in found["curves"]]
         for side in ("mixture", "dense")
     }
     draw(
         ROOT / "docs" / "concepts" / "mixture.svg",
         "Laptop pretraining: the mixture and its dense twin",
-        "seconds of two cores",
-        "bits per byte, text being learnt",
+        "TFLOP",
+        "bits per byte of what is learnt",
         {"mixture": curves["mixture"], "dense twin": curves["dense"]},
     )
 

@@ -28,6 +28,7 @@ from leanseek.checkpoint.quantised import (
     scales_of,
 )
 from leanseek.checkpoint.shards import Layout, StoredTensor, read_shards, shown, stored_tensors
+from leanseek.checkpoint.stored import fill, has_fp8, is_native, load_stored
 from leanseek.checkpoint.work import OnProgress, Piece, WorkFolder, free_target
 from leanseek.checkpoint.writer import MAX_SHARD_BYTES, ShardWriter, split
 from leanseek.errors import CheckpointError, ConfigError, KernelError, UsageError, nearest
@@ -35,14 +36,14 @@ from leanseek.files import write_json
 from leanseek.kernels.packed import LAYOUT, PANEL, Packed, empty_packed, pack_into
 from leanseek.model.config import ModelConfig
 from leanseek.model.experts import Experts
-from leanseek.model.layers import Embedding, Linear, SwiGLU
+from leanseek.model.layers import Linear, SwiGLU
 from leanseek.model.transformer import Transformer
 
 # Form of the weights -> bits of a number.
 FORMS = {"int8": 8, "int4": 4}
 _TYPES = {"fp32": "float32", "bf16": "bfloat16"}
-# What a model's weights can be kept in.
-WEIGHTS = (*_TYPES, *FORMS)
+# What a model's weights can be kept in; fp8: as DeepSeek's FP8 folders have them.
+WEIGHTS = (*_TYPES, "fp8", *FORMS)
 METHOD = "leanseek-packed"
 # Changes when folders that an earlier version began cannot be gone on with.
 VERSION = 1
@@ -161,7 +162,8 @@ def open_model(
     Args:
         folder: a Hugging Face directory, or a packed one.
         weights: of `WEIGHTS`.
-        device: "cpu" or "cuda"; packed weights are for CPUs.
+        device: "cpu" or "cuda"; packed weights and FP8 are for CPUs. There, bf16 and FP8 folders stay as they are and
+            are mapped into memory.
         progress: is told the share of the weights that are ready.
     Raises:
         CheckpointError: the folder cannot be loaded.
@@ -171,12 +173,18 @@ def open_model(
         raise ConfigError(
             f"weights = {weights!r} is not known{nearest(weights, WEIGHTS)}; accepted are {', '.join(WEIGHTS)}"
         )
-    if weights in FORMS and device != "cpu":
+    if weights not in _TYPES and device != "cpu":
         raise ConfigError(f"weights = {weights!r} is for device = 'cpu', not {device!r}; take bf16 there")
     if weights in FORMS:
         return load_packed(folder, weights, progress=progress)
     if (Path(folder) / "config.json").is_file() and (form := form_of(read_config(Path(folder)))) is not None:
         raise CheckpointError(f"{folder} is packed as {form}: ask for {form} weights (--weights {form})")
+    if weights == "fp8" and not has_fp8(folder):
+        raise CheckpointError(
+            f"{folder} has no FP8 weights; make some with `leanseek convert {folder} --to fp8`, or take --weights bf16"
+        )
+    if weights == "fp8" or (weights == "bf16" and device == "cpu" and is_native()):
+        return load_stored(folder, weights, progress=progress)
     return load_model(folder, dtype=_TYPES[weights], device=device, progress=progress)
 
 
@@ -212,19 +220,6 @@ def _mapped(folder: Path, bits: int) -> Transformer:
     _check(folder, parts, tensors)
     _place(model, ((part, tuple(_tensor(tensors[output.name]) for output in part.outputs)) for part in parts))
     return model.eval()
-
-
-def _fill(model: Transformer, name: str, tensor: Tensor) -> None:
-    """Put a plain tensor in its place: the embedding stays in the file, the rest comes into memory."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if isinstance(module, Embedding):
-        module.weight = nn.Parameter(tensor, requires_grad=False)
-        module.out_dtype = torch.float32
-    elif leaf in module._buffers:
-        module._buffers[leaf] = tensor.clone()
-    else:
-        setattr(module, leaf, nn.Parameter(tensor.clone(), requires_grad=False))
 
 
 def _tensor(stored: StoredTensor) -> Tensor:
@@ -448,7 +443,7 @@ def _place(model: Transformer, found: Iterable[tuple[Part, tuple[Tensor, ...]]])
     pairs: dict[str, dict[str, Packed]] = {}
     for part, tensors in found:
         if part.packed is None:
-            _fill(model, part.name, tensors[0])
+            fill(model, part.name, tensors[0])
             continue
         packed = replace(part.packed, codes=tensors[0], scales=tensors[1])
         owner, _, kind = part.name.rpartition(".")

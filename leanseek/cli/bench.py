@@ -28,7 +28,7 @@ def bench(
     what: Literal["kernels", "decode", "prefill"],
     model: str,
     *,
-    weights: Literal["fp32", "bf16", "int8", "int4"] = "int4",
+    weights: Literal["fp32", "bf16", "fp8", "int8", "int4"] = "int4",
     random_weights: bool = False,
     batch: tuple[int, ...] = (1,),
     context: tuple[int, ...] = (1,),
@@ -44,10 +44,10 @@ def bench(
     Example: leanseek bench decode deepseek-v2-lite --random-weights --weights int4
 
     Args:
-        what: kernels (packed products at the model's shapes), decode (tokens drawn a second), or prefill (tokens of a
+        what: kernels (products at the model's shapes), decode (tokens drawn a second), or prefill (tokens of a
             prompt read a second).
         model: A run folder, a model folder, or with --random-weights a preset.
-        weights: What the weights are kept in; kernels takes int8 and int4.
+        weights: What the weights are kept in; kernels takes all but fp32.
         random_weights: Take a shape alone, with random weights.
         batch: For decode, replies at once; for kernels, rows. May be given several times.
         context: For decode and prefill, tokens of the prompt. May be given several times.
@@ -58,8 +58,8 @@ def bench(
     """
     if min(batch) < 1 or min(context) < 1 or tokens < 1 or repeats < 1 or (threads is not None and threads < 1):
         raise UsageError("--batch, --context, --tokens, --repeats and --threads are at least 1")
-    if what == "kernels" and weights not in ("int8", "int4"):
-        raise UsageError(f"--weights {weights} goes with decode and prefill; kernels are of int8 and int4 weights")
+    if what == "kernels" and weights == "fp32":
+        raise UsageError("--weights fp32 goes with decode and prefill; kernels are of bf16, fp8, int8 and int4 weights")
     from leanseek.model.config import ModelConfig, load_preset
 
     folder = None if random_weights else model_folder(Path(model))
@@ -90,7 +90,7 @@ def bench(
     if what == "kernels":
         assert limits is not None
         rows = batch if batch != (1,) else (1, 4, 8, 32, 128)
-        measured = speed.kernel_rows(config, {"int8": 8, "int4": 4}[weights], limits, rows=rows, repeats=repeats)
+        measured = speed.kernel_rows(config, weights, limits, rows=rows, repeats=repeats)
         while row := _with_energy(lambda: next(measured, {})):
             meter = str(row["meter"])
             found.append(_shown(row, json, weights))
@@ -150,6 +150,8 @@ def _model(folder: Path | None, config: Any, weights: str) -> Any:
         return open_model(folder, weights)
     if weights in FORMS:
         return random_packed(config, weights)
+    if weights == "fp8":
+        raise UsageError("--weights fp8 needs an FP8 folder; random weights are fp32, bf16, int8 or int4")
     return initialise(empty_model(config, dtype={"fp32": "float32", "bf16": "bfloat16"}[weights]), 0).eval()
 
 

@@ -38,7 +38,7 @@ def chat(
     seed: int | None = None,
     system: str | None = None,
     no_thinking: bool = False,
-    weights: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
+    weights: Literal["fp32", "bf16", "fp8", "int8", "int4"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Talk with a model in the terminal, in a folder or behind a URL; its thinking is shown dimmed.
@@ -60,7 +60,8 @@ def chat(
         seed: Of the draws: the same seed gives the same conversation.
         system: What the model is told before the conversation.
         no_thinking: Have replies start with the answer.
-        weights: What the weights are kept in; int8 and int4 are packed at the first time, and kept in a cache.
+        weights: What the weights are kept in; fp8: as an FP8 folder has them; int8 and int4 are packed at the first
+            time, and kept in a cache.
         device: What computes.
     """
     asked = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens}

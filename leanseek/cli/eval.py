@@ -31,7 +31,7 @@ def eval_(
     samples: int = 4,
     seed: int = 0,
     max_new_tokens: int = 96,
-    weights: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
+    weights: Literal["fp32", "bf16", "fp8", "int8", "int4"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
     json: bool = False,
 ) -> None:
@@ -47,7 +47,8 @@ def eval_(
         samples: Sampled replies per problem; 0 measures the most likely reply alone.
         seed: Of the problems and of the samples.
         max_new_tokens: Longest reply.
-        weights: What the weights are kept in; int8 and int4 are packed at the first time, and kept in a cache.
+        weights: What the weights are kept in; fp8: as an FP8 folder has them; int8 and int4 are packed at the first
+            time, and kept in a cache.
         device: What computes.
         json: Print the figures as JSON.
     """

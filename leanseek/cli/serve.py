@@ -16,7 +16,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    weights: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
+    weights: Literal["fp32", "bf16", "fp8", "int8", "int4"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
     api_key_file: Path | None = None,
     insecure: bool = False,
@@ -48,7 +48,8 @@ def serve(
         model: A run folder (its latest checkpoint) or a model folder.
         host: Address to listen on; one that other machines can reach needs --api-key-file or --insecure.
         port: Port to listen on; 0 takes any free one.
-        weights: What the weights are kept in; int8 and int4 are packed at the first time, and kept in a cache.
+        weights: What the weights are kept in; fp8: as an FP8 folder has them; int8 and int4 are packed at the first
+            time, and kept in a cache.
         device: What computes.
         api_key_file: File of API keys, one a line; without it no key is needed.
         insecure: Let other machines in without a key.

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from leanseek.checkpoint.packed import FORMS
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
 from leanseek.errors import EngineError
 from leanseek.kernels.limits import Limits
 from leanseek.kernels.packed import Packed, empty_packed, packed_experts, packed_linear
+from leanseek.kernels.stored import SCALED, Stored, StoredExperts, stored_experts, stored_linear
 from leanseek.model.config import ModelConfig
 from leanseek.model.count import chosen_share
 from leanseek.model.experts import Experts
@@ -25,45 +28,42 @@ WARM_STEPS = 2
 
 
 def kernel_rows(
-    config: ModelConfig, form_bits: int, limits: Limits, *, rows: tuple[int, ...], repeats: int = 5
+    config: ModelConfig, form: str, limits: Limits, *, rows: tuple[int, ...], repeats: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Yield how fast the packed kernels are at a model's shapes.
+    """Yield how fast the native kernels are at a model's shapes.
 
     Args:
         config: of a model with experts, or a dense one.
-        form_bits: 4 or 8.
+        form: of the weights: "bf16", "fp8", "int8" or "int4".
         limits: of this machine.
         rows: tokens of a call.
         repeats: of each.
     """
     dim = config.hidden_size
     outputs, inputs = config.num_attention_heads * config.v_head_dim, dim
-    copies = _copies(form_bits, outputs, inputs)
+    copies = _copies(form, outputs, inputs)
     for count in rows:
         x = torch.randn(count, inputs)
         turn = iter(range(1 << 62))
-        seconds = _seconds(lambda x=x, turn=turn: packed_linear(x, copies[next(turn) % len(copies)]), repeats)
+        seconds = _seconds(lambda x=x, turn=turn: _product(x, copies[next(turn) % len(copies)]), repeats)
         yield _kernel_row(
             f"linear {inputs}x{outputs}", count, copies[0].nbytes, 2 * count * outputs * inputs, seconds, limits
         )
     if not config.n_routed_experts:
         return
     width, experts, chosen = config.moe_intermediate_size, config.n_routed_experts, config.num_experts_per_tok
-    gate_up = empty_packed(form_bits, width, dim, experts, halves=2)
-    down = empty_packed(form_bits, dim, width, experts)
-    for packed in (gate_up, down):
-        _fill(packed)
+    mix, held_bytes = _mixture(form, dim, width, experts)
     for count in rows:
         x, weights = torch.randn(count, dim), torch.ones(count, chosen)
         generator = torch.Generator().manual_seed(0)
         choices = [torch.rand(count, experts, generator=generator).argsort(-1)[:, :chosen] for _ in range(8)]
         turn = iter(range(1 << 62))
         seconds = _seconds(
-            lambda x=x, w=weights, c=choices, turn=turn: packed_experts(x, w, c[next(turn) % 8], gate_up, down),
+            lambda x=x, w=weights, c=choices, turn=turn: mix(x, w, c[next(turn) % 8]),
             repeats,
         )
         used = statistics.mean(len(choice.unique()) for choice in choices)
-        size = int(used / experts * (gate_up.nbytes + down.nbytes))
+        size = int(used / experts * held_bytes)
         work = f"experts {chosen} of {experts}, {dim}x{width}"
         yield _kernel_row(work, count, size, 2 * count * chosen * 3 * dim * width, seconds, limits)
 
@@ -150,6 +150,8 @@ def weight_bytes(model: Transformer, batch: int = 1) -> int:
         held = getattr(module, "packed", None)
         if held is not None:
             sizes += held.nbytes if isinstance(held, Packed) else sum(packed.nbytes for packed in held)
+        if (stored := getattr(module, "stored", None)) is not None:
+            sizes += stored.nbytes
         if isinstance(module, Experts):
             sizes *= chosen_share(config, batch)
         total += sizes
@@ -174,12 +176,43 @@ def _kernel_row(
     }
 
 
-def _copies(bits: int, outputs: int, inputs: int) -> list[Packed]:
-    one = empty_packed(bits, outputs, inputs)
-    copies = [one, *(empty_packed(bits, outputs, inputs) for _ in range(LARGER_THAN_CACHES // one.nbytes))]
-    for packed in copies:
+def _copies(form: str, outputs: int, inputs: int) -> list[Packed | Stored]:
+    one = _weight(form, outputs, inputs)
+    return [one, *(_weight(form, outputs, inputs) for _ in range(LARGER_THAN_CACHES // one.nbytes))]
+
+
+def _weight(form: str, outputs: int, inputs: int) -> Packed | Stored:
+    """Return a weight of random numbers of a usual size."""
+    if form in FORMS:
+        packed = empty_packed(FORMS[form], outputs, inputs)
         _fill(packed)
-    return copies
+        return packed
+    return _stored(form, outputs, inputs)
+
+
+def _stored(form: str, outputs: int, inputs: int) -> Stored:
+    if form == "bf16":
+        return Stored(torch.empty(outputs, inputs, dtype=torch.bfloat16).normal_())
+    codes = torch.empty(outputs, inputs, dtype=torch.uint8).random_(0, 127)
+    grid = -(-outputs // SCALED), -(-inputs // SCALED)
+    return Stored(codes.view(torch.float8_e4m3fn), torch.full(grid, 1e-3))
+
+
+def _product(x_TD: Tensor, weight: Packed | Stored) -> Tensor:
+    return packed_linear(x_TD, weight) if isinstance(weight, Packed) else stored_linear(x_TD, weight)
+
+
+def _mixture(form: str, dim: int, width: int, experts: int) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int]:
+    """Return what computes a layer's experts of random numbers, and the bytes that they take."""
+    if form in FORMS:
+        gate_up = empty_packed(FORMS[form], width, dim, experts, halves=2)
+        down = empty_packed(FORMS[form], dim, width, experts)
+        for packed in (gate_up, down):
+            _fill(packed)
+        return lambda x, w, c: packed_experts(x, w, c, gate_up, down), gate_up.nbytes + down.nbytes
+    gates, ups = ([_stored(form, width, dim) for _ in range(experts)] for _ in range(2))
+    held = StoredExperts(gates, ups, [_stored(form, dim, width) for _ in range(experts)])
+    return lambda x, w, c: stored_experts(x, w, c, held), held.nbytes
 
 
 def _fill(packed: Packed) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 6
+ABI = 7
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -40,6 +40,11 @@ _CALLS: dict[str, tuple[type, ...]] = {
     "decode": (_POINTER, _POINTER),
     "panels_product": (_POINTER, _I64, _I64, _POINTER, _I64, _POINTER),
     "expanded_attention": (*(_POINTER,) * 4, *(_I64,) * 7, _F32, _POINTER),
+    "stored_linear": (_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _POINTER),
+    "stored_experts": (
+        *(_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _I64),
+        *(_POINTER, _I64, _POINTER),
+    ),
     "stream": (_POINTER, _I64, _POINTER),
     "peak": (_I64, _POINTER),
     "packed_experts": (

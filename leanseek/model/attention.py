@@ -57,6 +57,11 @@ class LatentAttention(nn.Module):
         self.indexer = Indexer(config) if config.index_topk else None
         self._absorbed_keys: tuple[Packed, Tensor] | None = None
 
+    @property
+    def native(self) -> bool:
+        """Whether its weights are packed or as files have them, for native kernels; the cache is then bf16."""
+        return self.o_proj.packed is not None or self.o_proj.stored is not None
+
     def absorbed_keys(self) -> tuple[Packed, Tensor]:
         """Return a packed `kv_b_proj`'s keys as absorbed attention needs them, made when first asked for.
 
@@ -97,7 +102,7 @@ class LatentAttention(nn.Module):
         compressed = self.kv_a_proj_with_mqa(x_TD)
         latent_TL = self.kv_a_layernorm(compressed[:, : self.latent])
         k_rope_TR = rotate(compressed[:, self.latent :].unsqueeze(1), rotations_TR)
-        if self.kv_b_proj.packed is not None:  # as the cache keeps them, whether they come from there or not
+        if self.native:  # as the cache keeps them, whether they come from there or not
             latent_TL, k_rope_TR = latent_TL.bfloat16().float(), k_rope_TR.bfloat16().float()
         indexed = None
         if self.indexer is not None and (cache is not None or segments.longest > self.indexer.topk):
@@ -128,7 +133,7 @@ class LatentAttention(nn.Module):
         """Rebuild every head's keys and values, then attend as plain multi-head attention."""
         narrows = indexed is not None and segments.longest > indexed.topk
         q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
-        flash = self.kv_b_proj.packed is not None and not torch.is_grad_enabled()  # it has no gradient
+        flash = self.native and not torch.is_grad_enabled()  # it has no gradient
         if flash and segments.prefixes is None and not narrows:
             return self._flash(q_THD, latent_TL, k_rope_TR.squeeze(1), segments, segments.starts)
         k_nope_THN, v_THV = self._rebuilt(latent_TL)
@@ -208,7 +213,7 @@ class LatentAttention(nn.Module):
         latents_SKL, k_rope_SKR = entries_SKC[..., : self.latent + self.rope].split((self.latent, self.rope), dim=-1)
         narrows = indexed is not None and segments.longest > indexed.topk
         q_THD = torch.cat((q_nope_THN, q_rope_THR), dim=-1)
-        if self.kv_b_proj.packed is not None and not narrows:
+        if self.native and not narrows:
             latent_KL, k_rope_KR = latents_SKL.flatten(0, 1).float(), k_rope_SKR.flatten(0, 1).float()
             starts = range(0, latent_KL.shape[0], entries_SKC.shape[1])
             return self._flash(q_THD, latent_KL, k_rope_KR, segments, starts)

@@ -10,6 +10,7 @@ from leanseek.kernels.experts import routed_experts
 from leanseek.kernels.invariance import is_invariant, sigmoid
 from leanseek.kernels.linear import linear
 from leanseek.kernels.packed import Packed, packed_experts
+from leanseek.kernels.stored import StoredExperts, stored_experts
 from leanseek.model.config import ModelConfig
 from leanseek.model.layers import SwiGLU
 
@@ -136,9 +137,10 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]; or packed."""
+    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]; or packed, or as files have."""
 
     packed: tuple[Packed, Packed] | None = None
+    stored: StoredExperts | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -150,12 +152,19 @@ class Experts(nn.Module):
         """Return the weighted sum of each token's experts."""
         if self.packed is not None:
             return packed_experts(x_TD, weights_TK, experts_TK, *self.packed)
+        if self.stored is not None:
+            return stored_experts(x_TD, weights_TK, experts_TK, self.stored)
         return routed_experts(x_TD, weights_TK, experts_TK, self.gate_up_proj, self.down_proj)
 
     def hold(self, gate_up: Packed, down: Packed) -> None:
         """Have packed stacks in place of the plain ones."""
         del self.gate_up_proj, self.down_proj
         self.packed = (gate_up, down)
+
+    def keep(self, stored: StoredExperts) -> None:
+        """Have experts as their files have them in place of the stacks."""
+        del self.gate_up_proj, self.down_proj
+        self.stored = stored
 
 
 class DeepSeekMoE(nn.Module):

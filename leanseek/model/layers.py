@@ -10,6 +10,7 @@ from leanseek.kernels.invariance import silu
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import add_rms_norm, rms_norm
 from leanseek.kernels.packed import Packed, packed_experts, packed_linear
+from leanseek.kernels.stored import Stored, StoredExperts, stored_experts, stored_linear
 
 
 class RMSNorm(nn.Module):
@@ -57,9 +58,15 @@ class LowRank(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = W x; W is [out, in], as checkpoints store it, or packed. Only dense students have a bias."""
+    """y = W x; W is [out, in], as checkpoints store it, or packed. Only dense students have a bias.
+
+    Attributes:
+        packed: what stands in place of `weight`, rounded anew.
+        stored: what stands in its place as a file has it.
+    """
 
     packed: Packed | None = None
+    stored: Stored | None = None
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -70,7 +77,12 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Multiply by the weight, transposed."""
-        out_TD = linear(x_TD, self.weight) if self.packed is None else packed_linear(x_TD, self.packed)
+        if self.packed is not None:
+            out_TD = packed_linear(x_TD, self.packed)
+        elif self.stored is not None:
+            out_TD = stored_linear(x_TD, self.stored)
+        else:
+            out_TD = linear(x_TD, self.weight)
         if self.low_rank is not None:
             out_TD = out_TD + self.low_rank(x_TD)
         return out_TD + self.bias if hasattr(self, "bias") else out_TD
@@ -80,10 +92,17 @@ class Linear(nn.Module):
         del self.weight
         self.packed = packed
 
+    def keep(self, stored: Stored) -> None:
+        """Have a weight as its file has it in place of the plain one."""
+        del self.weight
+        self.stored = stored
+
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs."""
-        return (self.packed.outputs, self.packed.inputs) if self.packed is not None else tuple(self.weight.shape)
+        if self.packed is not None:
+            return self.packed.outputs, self.packed.inputs
+        return tuple(self.weight.shape if self.stored is None else self.stored.numbers.shape)
 
 
 class LayerNorm(nn.Module):
@@ -127,6 +146,7 @@ class SwiGLU(nn.Module):
     """
 
     packed: tuple[Packed, Packed] | None = None
+    stored: StoredExperts | None = None
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -136,12 +156,20 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Apply the gated MLP."""
-        if self.packed is not None:  # the one expert of a mixture
-            rows = x_TD.shape[0]
-            return packed_experts(x_TD, x_TD.new_ones(rows, 1), torch.zeros(rows, 1, dtype=torch.int64), *self.packed)
+        if self.packed is not None or self.stored is not None:  # the one expert of a mixture
+            whole, first = x_TD.new_ones(x_TD.shape[0], 1), torch.zeros(x_TD.shape[0], 1, dtype=torch.int64)
+            if self.stored is not None:
+                return stored_experts(x_TD, whole, first, self.stored)
+            assert self.packed is not None
+            return packed_experts(x_TD, whole, first, *self.packed)
         return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
     def hold(self, gate_up: Packed, down: Packed) -> None:
         """Have packed weights, stacks of one, in place of the plain ones."""
         del self.gate_proj, self.up_proj, self.down_proj
         self.packed = (gate_up, down)
+
+    def keep(self, stored: StoredExperts) -> None:
+        """Have weights as their file has them, those of one expert, in place of the plain ones."""
+        del self.gate_proj, self.up_proj, self.down_proj
+        self.stored = stored

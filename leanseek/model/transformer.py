@@ -132,7 +132,9 @@ class Transformer(nn.Module):
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """Return what each layer (the MTP layer last) stores per token."""
-        short = self.model.norm.weight.dtype == torch.bfloat16 or self.lm_head.packed is not None
+        head = self.lm_head
+        native = head.packed is not None or head.stored is not None
+        short = native or self.model.norm.weight.dtype == torch.bfloat16
         dtype = "bfloat16" if short else "float32"
         config = self.config
         name = {"latent": "latent", "sparse": "latent and index key", "grouped": "keys and values"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from leanseek.checkpoint.packed import FORMS, WEIGHTS, open_model, packed_bytes
+from leanseek.checkpoint.stored import mapped_bytes
 from leanseek.cost.energy import EnergyMeter
 from leanseek.engine.engine import Engine
 from leanseek.engine.request import SamplingParams
@@ -106,7 +107,7 @@ class Loading:
         drafts = int(model.mtp_layer is not None) if self.drafts is None else self.drafts
         specs = model.cache_specs()[: model.config.num_hidden_layers + bool(drafts)]
         longest = model.config.max_position_embeddings
-        mapped = packed_bytes(model.config, self.weights) if self.weights in FORMS else 0
+        mapped = packed_bytes(model.config, self.weights) if self.weights in FORMS else mapped_bytes(model)
         room = self.store.bytes_for(specs, longest, self.max_batch, self.device, mapped)
         # What other operators computed has other bits: it may not be taken for what these compute.
         computed_by = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {kernels_named()}"

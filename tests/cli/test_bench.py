@@ -45,7 +45,7 @@ def test_a_shape_is_measured_with_random_weights(capsys):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (("kernels", "laptop", "--random-weights", "--weights", "bf16"), "goes with decode and prefill"),
+        (("kernels", "laptop", "--random-weights", "--weights", "fp32"), "goes with decode and prefill"),
         (("decode", "laptop", "--random-weights", "--batch", "0"), "at least 1"),
         (("decode", "no-such-folder"), "there is no such folder"),
         (("decode", "laptopp", "--random-weights"), "did you mean laptop"),

@@ -6,6 +6,7 @@ import pytest
 
 from leanseek.checkpoint.packed import packed_bytes, random_packed
 from leanseek.errors import EngineError
+from leanseek.evals import speed
 from leanseek.evals.speed import decode_row, kernel_rows, prefill_row, weight_bytes
 from leanseek.kernels import native
 from leanseek.kernels.limits import Limits, measure_limits
@@ -13,13 +14,27 @@ from leanseek.kernels.limits import Limits, measure_limits
 LIMITS = Limits("none", 1, 10.0, 100.0)
 
 
+@pytest.fixture(autouse=True)
+def few_copies(monkeypatch):
+    """Tiny weights larger than caches together would be hundreds of thousands."""
+    monkeypatch.setattr(speed, "LARGER_THAN_CACHES", 1 << 16)
+
+
 def test_kernel_rows_count_bytes_and_operations(tiny_config):
-    rows = list(kernel_rows(tiny_config, 4, LIMITS, rows=(1, 3), repeats=1))
+    rows = list(kernel_rows(tiny_config, "int4", LIMITS, rows=(1, 3), repeats=1))
     assert [row["work"].split(",")[0] for row in rows] == ["linear 32x20"] * 2 + ["experts 2 of 8"] * 2
     for row in rows:
         assert row["value"] > 0 and row["share_of_stream"] == row["gb_s"] / 10 and row["gops"] > 0
     # one row of a 20 x 32 weight in 2 panels: 2 * 20 * 32 operations on 2 * 288 bytes
     assert rows[0]["gops"] / rows[0]["gb_s"] == pytest.approx(2 * 20 * 32 / (2 * 288))
+
+
+@pytest.mark.parametrize(("form", "size"), [("bf16", 2), ("fp8", 1)])
+def test_kernels_of_weights_as_files_have_them_have_rows_too(tiny_config, form, size):
+    rows = list(kernel_rows(tiny_config, form, LIMITS, rows=(2,), repeats=1))
+    assert len(rows) == 2 and all(row["value"] > 0 for row in rows)
+    scales = 4 if form == "fp8" else 0
+    assert rows[0]["gops"] / rows[0]["gb_s"] == pytest.approx(2 * 2 * 20 * 32 / (20 * 32 * size + scales))
 
 
 def test_decode_and_prefill_rows(tiny_config):

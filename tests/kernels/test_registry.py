@@ -9,6 +9,7 @@ from leanseek.errors import ConfigError
 from leanseek.kernels import native, norm, registry
 from leanseek.kernels.packed import BITS, empty_packed
 from leanseek.kernels.stack import Panels
+from leanseek.kernels.stored import Stored, StoredExperts
 from leanseek.model.cache import ContiguousCache
 from leanseek.model.config import ModelConfig
 from leanseek.model.decoder import Decoder
@@ -48,6 +49,23 @@ def _mixture(bits, rows, dtype):
     return _random(rows, 77), weights, chosen, gate_up, down
 
 
+def _stored(kind, outputs, inputs, seed=1):
+    """Return a weight as a checkpoint has it; of FP8 every number that there can be."""
+    if kind == "bf16":
+        return Stored(_random(outputs, inputs, seed=seed, dtype=torch.bfloat16))
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (outputs, inputs), generator=generator, dtype=torch.uint8)
+    codes[codes & 127 == 127] = 3  # not a number
+    scales = torch.rand(-(-outputs // 128), -(-inputs // 128), generator=generator) / 64
+    return Stored(codes.view(torch.float8_e4m3fn), scales)
+
+
+def _stored_mixture(kind, rows):
+    x, weights, chosen = _mixture(8, rows, torch.float32)[:3]
+    wide = [[_stored(kind, 70, 77, seed) for seed in range(first, first + 6)] for first in (10, 20)]
+    return x, weights, chosen, StoredExperts(*wide, [_stored(kind, 77, 70, seed) for seed in range(30, 36)])
+
+
 def _decoding(rows):
     """Return arguments of `decode`: texts of a tiny model, whose layers are of every kind."""
     model = initialise(Transformer(ModelConfig.from_dict({**TINY, "q_lora_rank": 9})), 0)
@@ -78,6 +96,14 @@ EXAMPLES = {
             "pack": lambda rows, dtype, bits=bits: _packing(bits, rows),
             "packed_linear": lambda rows, dtype, bits=bits: (_random(rows, 77), _packed(bits, 45, 77)),
             "packed_experts": lambda rows, dtype, bits=bits: _mixture(bits, rows, dtype),
+        }.items()
+    },
+    **{
+        f"{op} {kind}": make
+        for kind in ("bf16", "fp8")
+        for op, make in {
+            "stored_linear": lambda rows, dtype, kind=kind: (_random(rows, 300), _stored(kind, 150, 300)),
+            "stored_experts": lambda rows, dtype, kind=kind: _stored_mixture(kind, rows),
         }.items()
     },
     "decode": lambda rows, dtype: _decoding(rows),

@@ -32,7 +32,7 @@ bool has_avx2() {
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 #ifdef LEANSEEK_HAS_neon
@@ -140,6 +140,23 @@ LEANSEEK_API int32_t leanseek_expanded_attention(int32_t variant, int32_t thread
         threads, static_cast<const float *>(queries), static_cast<const float *>(keys_values),
         static_cast<const float *>(rope), static_cast<const int64_t *>(spans), texts, tokens, keys, heads, nope, turned,
         value, scale, static_cast<float *>(out));
+}
+
+LEANSEEK_API int32_t leanseek_stored_linear(int32_t variant, int32_t threads, int32_t kind, const void *x, int64_t rows,
+                                            int64_t inputs, const void *numbers, const void *scales, int64_t outputs,
+                                            void *out) {
+    return table(variant)->stored_linear(threads, kind, static_cast<const float *>(x), rows, inputs,
+                                         static_cast<const uint8_t *>(numbers), static_cast<const float *>(scales),
+                                         outputs, static_cast<float *>(out));
+}
+
+LEANSEEK_API int32_t leanseek_stored_experts(int32_t variant, int32_t threads, int32_t kind, const void *x,
+                                             int64_t tokens, int64_t dim, const void *mixing, const void *chosen,
+                                             int64_t per_token, int64_t experts, const void *weights, int64_t width,
+                                             void *out) {
+    return table(variant)->stored_experts(threads, kind, static_cast<const float *>(x), tokens, dim,
+                                          static_cast<const float *>(mixing), static_cast<const int64_t *>(chosen),
+                                          per_token, experts, weights, width, static_cast<float *>(out));
 }
 
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {

@@ -5,7 +5,7 @@
 #include "stack.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 6
+#define LEANSEEK_ABI 7
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -50,6 +50,17 @@ LEANSEEK_API int32_t leanseek_expanded_attention(int32_t variant, int32_t thread
                                                  const void *keys_values, const void *rope, const void *spans,
                                                  int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
                                                  int64_t nope, int64_t turned, int64_t value, float scale, void *out);
+// out [rows, outputs] = x [rows, inputs] times a weight as checkpoints store it, transposed: bf16 numbers (kind 1), or
+// e4m3 ones (kind 2) with a scale for each square of 128 x 128.
+LEANSEEK_API int32_t leanseek_stored_linear(int32_t variant, int32_t threads, int32_t kind, const void *x, int64_t rows,
+                                            int64_t inputs, const void *numbers, const void *scales, int64_t outputs,
+                                            void *out);
+// A layer's experts, as leanseek_packed_experts: `weights` has an expert's six addresses, those of gate, up and down,
+// each with that of its scales behind it (kind 1: nought).
+LEANSEEK_API int32_t leanseek_stored_experts(int32_t variant, int32_t threads, int32_t kind, const void *x,
+                                             int64_t tokens, int64_t dim, const void *mixing, const void *chosen,
+                                             int64_t per_token, int64_t experts, const void *weights, int64_t width,
+                                             void *out);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

@@ -26,6 +26,11 @@ struct leanseek_table {
     int (*expanded_attention)(int threads, const float *queries, const float *keys_values, const float *rope,
                               const int64_t *spans, int64_t texts, int64_t tokens, int64_t keys, int64_t heads,
                               int64_t nope, int64_t turned, int64_t value, float scale, float *out);
+    int (*stored_linear)(int threads, int kind, const float *x, int64_t rows, int64_t inputs, const uint8_t *numbers,
+                         const float *scales, int64_t outputs, float *out);
+    int (*stored_experts)(int threads, int kind, const float *x, int64_t tokens, int64_t dim, const float *mixing,
+                          const int64_t *chosen, int64_t per_token, int64_t experts, const void *weights, int64_t width,
+                          float *out);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

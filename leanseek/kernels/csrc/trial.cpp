@@ -159,6 +159,54 @@ void attention(const std::vector<std::string> &variants, int64_t heads, int64_t 
     }
 }
 
+// Weights as checkpoints store them, one matrix and experts; a row is the same in any company.
+void stored(const std::vector<std::string> &variants, int kind, int64_t rows, int64_t dim, int64_t width, int64_t experts) {
+    const int64_t size = kind == 1 ? 2 : 1, grid = ((dim + 127) / 128) * ((width + 127) / 128);
+    std::vector<Memory> numbers;
+    std::vector<std::vector<float>> scales;
+    std::vector<const void *> weights;
+    for (int64_t i = 0; i < 3 * experts; i++) {
+        numbers.emplace_back(dim * width * size, true);
+        scales.emplace_back(size_t(grid), 0.01f);
+        fill(scales.back());
+        // bf16 numbers below 1, and e4m3 ones of all sizes; none that is not finite
+        for (int64_t b = 0; b < dim * width * size; b++)
+            numbers.back().at[b] = char(kind == 2 ? below(2) * 128 + below(120) : b % 2 ? below(2) * 128 + 0x3e : below(256));
+    }
+    for (size_t i = 0; i < numbers.size(); i++) {
+        weights.push_back(numbers[i].at);
+        weights.push_back(kind == 2 ? scales[i].data() : nullptr);
+    }
+    std::vector<float> x(size_t(rows * dim)), out(size_t(rows * width)), first, mixing(size_t(rows * 2)), mixed(x.size()), first_mixed;
+    fill(x), fill(mixing);
+    std::vector<int64_t> chosen(size_t(rows * 2));
+    for (int64_t &one : chosen) one = below(experts);
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        expect(!leanseek_stored_linear(v, 3, kind, x.data(), rows, dim, weights[0], weights[1], width, out.data()),
+               "stored", name, rows, dim, width);
+        if (first.empty()) first = out;
+        expect(near(out, first, 1e-5f), "stored differs", name, rows, dim, width);
+        for (int64_t r = 0; r < rows; r++) {
+            std::vector<float> alone(static_cast<size_t>(width));
+            leanseek_stored_linear(v, 1, kind, x.data() + r * dim, 1, dim, weights[0], weights[1], width, alone.data());
+            expect(!memcmp(alone.data(), out.data() + r * width, alone.size() * 4), "a row alone", name, rows, dim, width);
+        }
+        auto call = [&] {
+            return leanseek_stored_experts(v, 3, kind, x.data(), rows, dim, mixing.data(), chosen.data(), 2, experts,
+                                           weights.data(), width, mixed.data());
+        };
+        expect(!call(), "stored experts", name, rows, dim, width);
+        if (first_mixed.empty()) first_mixed = mixed;
+        expect(near(mixed, first_mixed, 1e-4f), "stored experts differ", name, rows, dim, width);
+        if (chosen.empty()) continue;
+        const int64_t kept = chosen[0];
+        chosen[0] = -1;
+        expect(call() == LEANSEEK_BAD_EXPERT, "a wrong expert passed", name, rows, dim, width);
+        chosen[0] = kept;
+    }
+}
+
 }  // namespace
 
 #include "trial_decoder.h"
@@ -177,6 +225,7 @@ int main(int count, char **arguments) {
         const int bits = round % 2 ? 4 : 8;
         linear(variants, bits, below(40), 1 + below(150), 1 + below(100));
         mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
+        stored(variants, 1 + round % 2, below(round % 5 ? 12 : 100), 1 + below(300), 1 + below(200), 1 + below(6));
         norm(variants, below(50), 1 + below(200));
         decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));

@@ -8,6 +8,7 @@
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
+#include "stored.h"
 #include "table.h"
 
 #define LEANSEEK_JOIN(a, b) a##b
@@ -17,6 +18,6 @@ const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
     static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
-                                         expanded_attention, stream, peak};
+                                         expanded_attention, stored_linear, stored_experts, stream, peak};
     return &table;
 }

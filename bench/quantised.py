@@ -4,7 +4,11 @@ Random layers of DeepSeek-V2-Lite's widths (embedding and head cut to 8,192 toke
 model if one is given: relative error of the logits, KL divergence of the next token's distribution, and on the trained
 one the change of perplexity on texts like those it was pretrained on.
 
+With `--forms`, forms that have no kernels too: the weights alone are rounded, activations are not, so that bits and
+errors of the forms stand side by side.
+
     python bench/quantised.py --model runs/laptop/checkpoints/pretrain-1000
+    python bench/quantised.py --model runs/laptop/checkpoints/pretrain-1000 --forms
 """
 
 from __future__ import annotations
@@ -19,6 +23,89 @@ from rows import arguments, publish, row
 
 TOKENS = 512
 TEXT, TEXTS, UNSEEN = 128, 400, 1_000_003  # tokens of a text, how many, and a seed that no recipe has
+
+
+# Name -> bits of a code, numbers that share a scale, bits of a scale (8: a whole number times one fp16 a row), scales
+# that are tried of each group.
+SEARCHED = (1.0, 0.96, 0.92, 0.87, 1.06, 1.125)
+FINE = tuple(0.7 + 0.025 * i for i in range(21))
+FORMS: dict[str, tuple[int, int, int, tuple[float, ...]]] = {
+    "int4, groups of 32, fp16 scales": (4, 32, 16, SEARCHED),
+    "int4, groups of 32, fp16 scales, fine search": (4, 32, 16, FINE),
+    "int4, groups of 32, 8-bit scales": (4, 32, 8, SEARCHED),
+    "int4, groups of 64, fp16 scales": (4, 64, 16, SEARCHED),
+    "int4, groups of 64, fp16 scales, fine search": (4, 64, 16, FINE),
+    "int4, groups of 128, fp16 scales": (4, 128, 16, SEARCHED),
+    "int3, groups of 32, fp16 scales": (3, 32, 16, SEARCHED),
+    "int3, groups of 32, 8-bit scales, fine search": (3, 32, 8, FINE),
+}
+
+
+def rounded(weight_OD: Any, bits: int, group: int, scale_bits: int, parts: tuple[float, ...]) -> Any:
+    """Return a weight rounded in groups: of the scales tried each is fitted by least squares, and the best is kept."""
+    import torch
+    import torch.nn.functional as F
+
+    rows, width = weight_OD.shape
+    grouped = F.pad(weight_OD.float(), (0, -width % group)).view(rows, -1, group)
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    low = -(1 << (bits - 1))
+
+    def codes(scale: Any) -> Any:
+        return torch.where(scale == 0, 0.0, grouped / scale).round().clamp_(low, -low - 1)
+
+    def fitted(q: Any) -> Any:
+        squares = q.square().sum(-1, keepdim=True)
+        return torch.where(squares == 0, 0.0, (q * grouped).sum(-1, keepdim=True) / squares).half().float()
+
+    best_scale, best = torch.zeros_like(largest), torch.full_like(largest, float("inf"))
+    for part in parts:
+        q = codes(largest * part / low)
+        scale = fitted(q)
+        error = (grouped - scale * q).square().sum(-1, keepdim=True)
+        best, best_scale = torch.where(error < best, error, best), torch.where(error < best, scale, best_scale)
+    if scale_bits == 8:  # its sign and 127 steps of the row's largest
+        step = (best_scale.abs().amax(1, keepdim=True) / 127).half().float()
+        best_scale = torch.where(step == 0, 0.0, (best_scale / step).round()) * step
+    return (codes(best_scale) * best_scale).flatten(1)[:, :width]
+
+
+def measure_forms(
+    name: str, folder: Path, tokens_T: Any, lengths: tuple[int, ...], options: Any, trained: bool
+) -> None:
+    """Write a row for each form: bits of a weight, its error, and what it does to the logits."""
+    import torch
+
+    from leanseek.checkpoint.directory import load_model
+    from leanseek.checkpoint.names import entries
+    from leanseek.checkpoint.quantised import is_quantised
+    from leanseek.model.segments import Segments
+
+    model = load_model(folder)
+    plain = {
+        entry.name: entry.target.clone()
+        for entry in entries(model)
+        if is_quantised(entry.name) and ".indexer." not in entry.name and not entry.name.endswith("kv_b_proj.weight")
+    }
+    targets = {entry.name: entry.target for entry in entries(model)}
+    with torch.inference_mode():
+        wanted = model.logits(model(tokens_T, Segments.packed(lengths)))
+        for form, (bits, group, scale_bits, parts) in FORMS.items():
+            squares = [0.0, 0.0]
+            for key, weight in plain.items():
+                new = rounded(weight, bits, group, scale_bits, parts)
+                squares[0] += float((new - weight).square().sum())
+                squares[1] += float(weight.square().sum())
+                targets[key].copy_(new)
+            found = model.logits(model(tokens_T, Segments.packed(lengths)))
+            more: dict[str, Any] = compare(wanted, found)
+            if trained:
+                change = loss(found, tokens_T, lengths) - loss(wanted, tokens_T, lengths)
+                more["perplexity_change"] = float(torch.tensor(change).exp() - 1)
+            error = [more.pop("logit_error")]
+            more |= {"bits": bits + scale_bits / group, "weight_error": (squares[0] / squares[1]) ** 0.5}
+            work = f"{name}: logits, weights alone in {form}"
+            publish("quantised", row(work, "relative error", error, less_is_better=True, **more), options)
 
 
 def compare(wanted_TW: Any, found_TW: Any) -> dict[str, float]:
@@ -47,6 +134,8 @@ def loss(logits_TW: Any, tokens_T: Any, lengths: tuple[int, ...]) -> float:
 def measure(name: str, folder: Path, tokens_T: Any, lengths: tuple[int, ...], options: Any, trained: bool) -> None:
     import torch
 
+    if options.forms:
+        return measure_forms(name, folder, tokens_T, lengths, options, trained)
     from leanseek.checkpoint.packed import open_model
     from leanseek.model.segments import Segments
 
@@ -73,6 +162,7 @@ def measure(name: str, folder: Path, tokens_T: Any, lengths: tuple[int, ...], op
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a trained model's folder, or its run")
+    parser.add_argument("--forms", action="store_true", help="forms of rounded weights side by side")
     options = parser.parse_args()
     import torch
 

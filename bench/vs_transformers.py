@@ -2,11 +2,17 @@
 
 Decoding alone is timed on both sides: from the first sampled token to the last, so that reading the prompts counts
 on neither. Both are greedy and go on after the end of sentence; the row says what share of the tokens is the same.
-Each side uses whichever of its settings is the fastest in a short try before the measurement.
+Each side uses whichever of its settings is the fastest in a short try before the measurement, the peer also of fp32 and
+bf16 where our weights are not fp32: it has no int8 for CPUs.
+
+    python bench/vs_transformers.py                                  # the laptop preset, fp32
+    python bench/vs_transformers.py --shape 100m --weights bf16       # 105 M weights, of which 25 M work for a token
+    python bench/vs_transformers.py --shape 100m --weights int8 --compile   # the peer compiled too
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import sys
@@ -22,12 +28,35 @@ from rows import alternate, arguments, publish, repeats, row
 
 # (batch, prompt tokens, tokens generated, ratio to reach)
 WORKS = [(1, 128, 64, 3), (8, 128, 64, 3), (64, 128, 64, 3), (1, 1024, 64, 5), (8, 1024, 64, 5), (64, 1024, 32, 5)]
+# Changes to the laptop preset.
+SHAPES: dict[str, dict[str, int]] = {
+    "laptop": {"max_position_embeddings": 4096},
+    "100m": {
+        "max_position_embeddings": 4096,
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1536,
+        "moe_intermediate_size": 256,
+        "n_routed_experts": 32,
+        "num_experts_per_tok": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "kv_lora_rank": 128,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "num_nextn_predict_layers": 0,
+    },
+}
 # What may be chosen on the peer's side; the search changes one at a time and keeps what is faster.
 PEER = {
     "attention": ["sdpa", "eager"],
     "experts": ["grouped_mm", "eager", "batched_mm"],
     "threads": [1, 2],
     "cache": [None, "static"],
+    "dtype": ["float32"],
+    "compiled": [False],
 }
 OURS = [(1, 1), (1, 2), (2, 1)]  # (engines, torch threads of each)
 
@@ -35,12 +64,12 @@ OURS = [(1, 1), (1, 2), (2, 1)]  # (engines, torch threads of each)
 class Ours:
     """leanseek's engine, or one in each of several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        from leanseek.checkpoint.directory import load_model
+    def __init__(self, folder: Path, weights: str) -> None:
+        from leanseek.checkpoint.packed import open_model
         from leanseek.kernels.threads import keep_memory
 
         keep_memory()
-        self.model = load_model(folder)
+        self.model = open_model(folder, weights)
         self.tokens: list[list[int]] = []
 
     def rate(self, prompts: list[list[int]], count: int, engines: int, threads: int) -> float:
@@ -83,14 +112,17 @@ class Ours:
 class Peer:
     """transformers' generate."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtypes: tuple[str, ...]) -> None:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.models = {
+            dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval() for dtype in dtypes
+        }
+        self.compiled: dict[str, Any] = {}
         self.tokens: list[list[int]] = []
 
     def rate(self, prompts: list[list[int]], count: int, **settings: Any) -> float:
@@ -106,12 +138,15 @@ class Peer:
                 return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
         torch.set_num_threads(settings["threads"])
-        self.model.set_attn_implementation(settings["attention"])
-        self.model.set_experts_implementation(settings["experts"])
+        model = self.models[settings["dtype"]]
+        model.set_attn_implementation(settings["attention"])
+        model.set_experts_implementation(settings["experts"])
+        plain = type(model).forward.__get__(model)
+        model.forward = torch.compile(plain, dynamic=True) if settings["compiled"] else plain
         clock, ids = Clock(), torch.tensor(prompts)
         clock.times = []
         with torch.inference_mode():
-            out = self.model.generate(
+            out = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
@@ -132,11 +167,11 @@ class Peer:
 MOST_BATCHED = 16_384
 
 
-def fastest_of_peer(rate: Callable[..., float], prompt_tokens: int) -> dict[str, Any]:
+def fastest_of_peer(rate: Callable[..., float], prompt_tokens: int, may_be: dict[str, list[Any]]) -> dict[str, Any]:
     """Return the peer's fastest settings, found by changing one at a time."""
-    best = {name: choices[0] for name, choices in PEER.items()}
+    best = {name: choices[0] for name, choices in may_be.items()}
     record = rate(**best)
-    for name, choices in PEER.items():
+    for name, choices in may_be.items():
         for choice in choices[1:]:
             if choice == "batched_mm" and prompt_tokens > MOST_BATCHED:
                 continue
@@ -146,26 +181,37 @@ def fastest_of_peer(rate: Callable[..., float], prompt_tokens: int) -> dict[str,
     return best
 
 
-def make_model(folder: Path) -> None:
-    """Save random weights of the laptop preset, with a context of 4,096 tokens."""
+def make_model(folder: Path, shape: str, weights: str) -> None:
+    """Save random weights of a shape; bf16 ones where they are to be that."""
     from leanseek.checkpoint.directory import empty_model, save_model
     from leanseek.model.config import load_preset
     from leanseek.model.initialise import initialise
 
-    config = load_preset("laptop").replace(max_position_embeddings=4096)
-    save_model(initialise(empty_model(config), 0), folder)
+    model = initialise(empty_model(load_preset("laptop").replace(**SHAPES[shape])), 0)
+    save_model(model.bfloat16() if weights == "bf16" else model, folder)
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="laptop", choices=tuple(SHAPES))
+    parser.add_argument("--weights", default="fp32", choices=("fp32", "bf16", "int8"), help="of our side")
+    parser.add_argument("--compile", action="store_true", help="try the peer compiled as well: minutes more")
+    options = parser.parse_args()
+    laptop = (options.shape, options.weights) == ("laptop", "fp32")
+    name = "" if laptop else f"{options.shape}, {options.weights}: "
+    may_be = {**PEER, "compiled": [False, True] if options.compile else [False]}
+    if options.weights != "fp32":
+        may_be["dtype"] = ["float32", "bfloat16"]
     warnings.filterwarnings("ignore")
     works = [(1, 16, 4, 3), (3, 16, 4, 3)] if options.quick else WORKS
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        make_model(folder)
-        ours, peer = Ours(folder), Peer(folder)
+        make_model(folder, options.shape, options.weights)
+        os.environ["XDG_CACHE_HOME"] = str(Path(temporary) / "cache")
+        ours, peer = Ours(folder, options.weights), Peer(folder, tuple(may_be["dtype"]))
         for batch, context, count, target in works:
-            work = f"decoding, batch {batch}, context {context:,}"
+            target = target if laptop else 5
+            work = f"{name}decoding, batch {batch}, context {context:,}"
             if options.only not in work:
                 continue
             rng = random.Random(batch * context)
@@ -173,7 +219,11 @@ def main() -> None:
             short = max(4, count // 4)
             tried = {c: ours.rate(prompts, short, *c) for c in OURS if c[0] <= batch}
             engines, threads = max(tried, key=lambda c: tried[c])
-            settings = fastest_of_peer(lambda **s: peer.rate(prompts, short, **s), batch * context)  # noqa: B023
+            settings = fastest_of_peer(
+                lambda **s: peer.rate(prompts, short, **s),  # noqa: B023
+                batch * context,
+                may_be,
+            )
             samples = alternate(
                 {
                     "ours": lambda: ours.rate(prompts, count, engines, threads),  # noqa: B023
@@ -189,7 +239,7 @@ def main() -> None:
                 samples["ours"],
                 samples["peer"],
                 packages=("torch", "transformers"),
-                model="laptop preset, random weights, fp32",
+                model=f"{options.shape}, random weights, {options.weights}",
                 tokens_each=count,
                 our_settings={"engines": engines, "threads": threads},
                 peer_settings={**settings, "cache": settings["cache"] or "dynamic"},

@@ -161,8 +161,7 @@ class Engine:
 
         Args:
             folder: a Hugging Face directory.
-            weights: "fp32" or "bf16", what the weights are kept in; on a CPU also "fp8", as an FP8 folder has them, or
-                "int8" or "int4", packed.
+            weights: what the weights are kept in: "fp32" or "bf16"; on a CPU also "fp8", "int8" or "int4".
             device: "cpu" or "cuda".
             max_batch: samples that run at once.
             cache_bytes: as of the class.

@@ -1,7 +1,8 @@
 """The line on a laptop, per seed: time, share of each stage, memory, energy, money, accuracy after each stage.
 
 Each seed is a run of its own, made from nothing by `leanseek make`; runs that are there already are read. Recipes that
-begin alike need not pretrain alike again: `--base RUN` takes over another run's first stages, with what they cost.
+begin alike need not pretrain alike again: `--base RUN` takes over another run's first stages, with what they cost. With
+`--model FOLDER` a run starts from that model, fine-tuned first, in place of pretraining.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--recipe", default="laptop", help="name or path of a recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run for each")
+    parser.add_argument("--model", type=Path, help="model or run folder that each run starts from; default: none")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--base", type=Path, default=None, help="a run of the one seed that begins alike")
     options = parser.parse_args()
@@ -31,6 +33,8 @@ def main() -> None:
         if options.base is not None and not folder.exists() and not options.quick:
             begin(folder, options.base, options.recipe, seed)
         make = [sys.executable, "-m", "leanseek", "make", options.recipe, "--run", str(folder), "--seed", str(seed)]
+        if options.model is not None:
+            make += started(options.model)
         if options.quick:
             make.append("--dry-run")
         subprocess.run(make, check=True)
@@ -83,20 +87,29 @@ def begin(folder: Path, base: Path, recipe: str, seed: int) -> None:
         run.finish(name, known.summary[name])
 
 
+def started(model: Path) -> list[str]:
+    """Return the options of a run that fine-tunes a folder's model, then goes on as its recipe says."""
+    from leanseek.run import model_folder
+
+    start = model_folder(model).resolve()
+    return ["--model", str(start / "config.json"), "--grpo.start", str(start), "--grpo.cold_start", "true"]
+
+
 def summary_row(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return the row of a finished run."""
     from leanseek.run import Run
 
     run = Run.open(folder)
     summary, line = run.summary, run.recipe.line
-    models = ["base", *(name for name, kind in line.items() if kind in ("sft", "grpo", "distill"))]
+    taught = [name for name, kind in line.items() if kind in ("sft", "grpo", "distill")]
+    models = [*(["base"] if "pretrain" in line else []), *taught]
     practised = [summary[name] for name, kind in line.items() if kind == "grpo"]
     totals = summary["totals"]
     figures = row(f"make {recipe}, seed {seed}", "s", [totals["seconds"]], packages=("torch", "tokenizers"))
     accuracy = {
         name: {
             **{model: found[model] for model in models},
-            "gain_points": 100 * (found[models[-1]] - found[models[1]]),
+            "gain_points": 100 * (found[taught[-1]] - found[taught[0]]),
             "n": found["n"],
             "interval": found["interval"],
             "sound": found["sound"],
@@ -109,7 +122,7 @@ def summary_row(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
         "seconds": {name: summary[name]["seconds"] for name in line},
         "share": {name: summary[name]["seconds"] / totals["seconds"] for name in line},
         "accuracy": accuracy,
-        "bits_per_byte": summary["pretrain"]["bits_per_byte"],
+        "bits_per_byte": summary["pretrain"]["bits_per_byte"] if "pretrain" in line else None,
         "logprob_gap": max((one["logprob_gap"] for one in practised), default=None),
         "routing_agreement": min((one["routing_agreement"] for one in practised), default=None),
         "mtp_acceptance": summary["mtp"]["acceptance"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from leanseek.envs.environment import Problem
@@ -20,6 +22,8 @@ CHARGE_S = {1: 14.0, 2: 30.0, 3: 14.0, 4: 11.0}
 # What a call costs by itself, in seconds of charge: thinking takes power too.
 CALL_S = 0.2
 MM = 1000.0
+# Problems of which it is remembered what was simulated: a group's attempts begin one after the other.
+REMEMBERED = 16
 
 
 class BatterySwap(World):
@@ -85,8 +89,8 @@ class BatterySwap(World):
         return Problem(self.name, level, prompt, data, f"{level} {prompt} {data.get('start', '')}")
 
     def open(self, problem: Problem) -> State:
-        """Return the scene as it begins."""
-        return Swap(problem)
+        """Return the scene as it begins; attempts that begin alike share what was simulated."""
+        return Attempted(_beginning(problem))
 
     def film(self, problem: Problem, calls: Sequence[Call]) -> bytes:
         """Return a film of what calls do, as an animated WebP.
@@ -131,6 +135,47 @@ class BatterySwap(World):
         return steps
 
 
+class Attempted:
+    """An attempt at a swap: what other attempts did before is looked up, for the same calls give the same bits.
+
+    A group's samples mostly begin alike, and the physics are the dearer half of a rollout.
+
+    Args:
+        beginning: of the problem; calls that were not made before are added to it.
+    """
+
+    def __init__(self, beginning: Branch) -> None:
+        self._at = beginning
+
+    @property
+    def won(self) -> bool:
+        """Whether the goal is reached."""
+        return self._at.swap.won
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be done."""
+        return self._at.swap.over
+
+    def act(self, call: Call) -> str:
+        """Carry a skill out, where no attempt has yet, and return what sensors and camera say."""
+        known = self._at.then
+        if call not in known:
+            swap = self._at.swap.copy()
+            text = swap.act(call)
+            known[call] = text, Branch(swap)
+        text, self._at = known[call]
+        return text
+
+
+class Branch:
+    """A swap as it is after some calls, never to be changed, and what is known of further ones."""
+
+    def __init__(self, swap: Swap) -> None:
+        self.swap = swap
+        self.then: dict[Call, tuple[str, Branch]] = {}
+
+
 class Swap:
     """A swap under way: numbers to the physics, and what is seen back as text.
 
@@ -153,6 +198,12 @@ class Swap:
         self.scene = BatteryScene(setup, record=record)
         self.budget_s, self.calls = CHARGE_S[problem.level], 0
         self.won = self.over = False
+
+    def copy(self) -> Swap:
+        """Return the swap as it now is, to go on by itself."""
+        copied = copy.copy(self)
+        copied.scene = self.scene.copy()
+        return copied
 
     @property
     def charge(self) -> int:
@@ -230,6 +281,11 @@ class Swap:
     def _latch(self) -> str:
         self.scene.latch()
         return "latched" if self.scene.latched() else "not latched"
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _beginning(problem: Problem) -> Branch:
+    return Branch(Swap(problem))
 
 
 def _prompt(level: int, data: Mapping[str, Any]) -> str:

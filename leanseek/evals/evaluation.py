@@ -180,7 +180,7 @@ def _films(environment: Environment, by_model: Mapping[str, Accuracy]) -> dict[s
 
     It is the first that the last one solves and the early one does not; else one that the last solves; else the first.
     """
-    names = list(by_model)[1:] or list(by_model)  # the base has never seen a conversation
+    names = [name for name in by_model if name != "base"] or list(by_model)  # which has never seen a conversation
     pairs = list(zip(*(by_model[names[at]].attempts for at in (0, -1)), strict=True)) if names else []
     if not isinstance(environment, World) or not pairs:
         return {}

@@ -43,6 +43,20 @@ def test_the_same_calls_give_the_same_bits():
     assert one == other
 
 
+def test_attempts_that_share_what_was_simulated_say_and_reach_what_one_alone_does():
+    world = BatterySwap("bare")
+    problem = next(world.problems("train", 0, [4]))
+    right = [step.call for step in world.expert(problem)]
+    plays = [right, with_call(right, 6, 20), right[:5] + right, with_call(right, 4, -60, 30), right]
+    for calls in plays:
+        alone, shared = Swap(problem), world.open(problem)
+        for call in calls:
+            if alone.over:
+                break
+            assert shared.act(call) == alone.act(call)
+        assert (shared.over, shared.won) == (alone.over, alone.won)
+
+
 @pytest.mark.parametrize(
     ("number", "arguments", "said"),
     [

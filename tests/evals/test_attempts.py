@@ -11,6 +11,7 @@ from leanseek.engine.request import Output, SamplingParams
 from leanseek.envs.environment import Problem, environments, load_environment
 from leanseek.envs.largest import Largest
 from leanseek.envs.running_total import RunningTotal
+from leanseek.envs.worlds.world import WAYS
 from leanseek.errors import EngineError, TaskError
 from leanseek.evals.attempts import attempt, is_sound
 from leanseek.messages import Message, ToolCall
@@ -154,7 +155,10 @@ def broken_replies(chat: ChatFormat) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("name", environments(adapters=False))
+WORLDS = ("battery_swap", "delivery_drone", "smart_home")
+
+
+@pytest.mark.parametrize("name", [*environments(adapters=False), *(f"{n}:{way}" for n in WORLDS for way in WAYS[1:])])
 def test_hostile_replies_score_nothing_and_stop_nothing_in_any_environment(name: str, tiny_tokenizer: Tokenizer):
     task = load_environment(name)
     chat = ChatFormat(tiny_tokenizer)

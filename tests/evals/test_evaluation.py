@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -121,6 +122,13 @@ def test_films_are_made_early_and_late_of_a_problem_that_was_learnt(
     monkeypatch.setattr(type(home), "film", film)
     assert films(home, TASKS[0]) == {"smart_home": {"sft": b"pictures", "grpo": b"pictures"}}
     assert [problem for problem, _ in seen] == [problems[0]] * 2, "untrained, it solves none"
+    start = {"grpo__start": str(run.latest("pretrain")), "grpo__cold_start": True}
+    started = make_run("started", eval__problems=9, data__sequence_tokens=450, **start)
+    for stage in ("sft", "grpo"):
+        shutil.copytree(run.checkpoint(stage, 2), started.checkpoint(stage, 2))
+    found = evaluate_run(started, tiny_tokenizer, [home], Charge("test")).films
+    assert found == films(home), "without a base the first one was taught"
+    seen.clear()
 
     # What the last model solves, 1, 4 and 5, and the early one already did, 1 and 2.
     solved = iter([(), (1, 2), (1, 4, 5)])

@@ -29,6 +29,14 @@ def test_a_bound_that_is_passed_ends_the_run(wrong):
         agreement_of(GrpoSettings(), "float32").check([FINE | wrong])
 
 
+def test_near_ties_are_few_over_a_run():
+    rule, tie = agreement_of(GrpoSettings(), "float32"), FINE | {"routing_agreement": 0.9997}
+    assert rule.check([FINE] * 7 + [tie] * 3)["routing_agreement"] == 0.9997
+    assert rule.check([tie] * 9)["routing_agreement"] == 0.9997, "too few to tell"
+    with pytest.raises(RunError, match=r"10 steps: routing_agreement_mean is 0\.9997, at least 0\.9999"):
+        rule.check([tie] * 10)
+
+
 def test_bf16_and_routing_that_is_not_replayed_are_held_to_the_mean():
     loose = FINE | {"logprob_gap": 0.7, "routing_agreement": 0.98}
     for settings, dtype in ((GrpoSettings(), "bfloat16"), (GrpoSettings(replay_routing=False), "float32")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,6 +76,13 @@ class BatteryScene:
         # Every 40 ms or so of the scene: (seconds, qpos).
         self.frames: list[tuple[float, Any]] | None = [] if record else None
         self._begin()
+
+    def copy(self) -> BatteryScene:
+        """Return the scene as it now is, to go on by itself; to the last bit as this one would."""
+        copied = copy.copy(self)
+        copied.data = copy.copy(self.data)
+        copied.frames = None if self.frames is None else list(self.frames)
+        return copied
 
     @property
     def seconds(self) -> float:

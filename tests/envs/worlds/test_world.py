@@ -71,6 +71,30 @@ def test_calls_without_end_are_cut_off(name: str):
     assert flood.done and flood.rewards["correct"] == 0.0
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x": {"name": "fly", "arguments": "{}"}, "y": 1}',  # a call in a call
+        '{"x": ' * 40 + "1" + "}" * 40,
+        "[" * 100_000,
+        '{"x": "' + "9" * 1_000_000 + '"}',
+        "\x00\xff\ud800",
+    ],
+)
+def test_hostile_arguments_are_answered_and_the_episode_goes_on(name: str, arguments: str):
+    world = load_environment(name)
+    problem = next(world.problems("train", 0))
+    episode, rng = world.start(problem), random.Random(0)
+    calls = tuple(ToolCall(str(i), skill.name, arguments) for i, skill in enumerate(world.skills))
+    turn = episode.step(Message("assistant", "", "", calls))
+    assert not turn.done and turn.rewards == {"correct": 0.0, "format": 0.0}
+    assert all(len(message.content) < 200 for message in turn.messages)
+    fresh = world.start(problem)
+    while not (turn := fresh.step(fresh.expert(rng))).done:
+        pass
+    assert turn.rewards["correct"] == 1.0
+
+
 def test_a_reply_without_a_call_gives_up(name: str):
     world = load_environment(name)
     turn = world.start(next(world.problems("train", 0))).step(Message("assistant", "I am done", "so"))

@@ -22,6 +22,8 @@ CHARGE_S = {1: 14.0, 2: 30.0, 3: 14.0, 4: 11.0}
 # What a call costs by itself, in seconds of charge: thinking takes power too.
 CALL_S = 0.2
 MM = 1000.0
+# A pack this high has been lifted; one is in its place so near to the bay's end, and before it straight within these.
+LIFTED_M, HOME_M, STRAIGHT_M, STRAIGHT_RAD = 0.99, 0.006, 0.004, math.radians(2)
 # Problems of which it is remembered what was simulated: a group's attempts begin one after the other.
 REMEMBERED = 16
 
@@ -157,6 +159,11 @@ class Attempted:
         """Whether nothing more can be done."""
         return self._at.swap.over
 
+    @property
+    def progress(self) -> float:
+        """How much of the goal is reached."""
+        return self._at.swap.progress
+
     def act(self, call: Call) -> str:
         """Carry a skill out, where no attempt has yet, and return what sensors and camera say."""
         known = self._at.then
@@ -211,6 +218,16 @@ class Swap:
         spent = self.scene.seconds + CALL_S * self.calls
         return max(0, round(100 * (1 - spent / self.budget_s)))
 
+    @property
+    def progress(self) -> float:
+        """A quarter for each: the fresh pack is off its tray, it stands straight before the bay, it is all the way in."""
+        scene = self.scene
+        if self.won or scene.height("fresh") < LIFTED_M:
+            return float(self.won)
+        to_go, off, turn = scene.in_bay("fresh")
+        straight = abs(off) < STRAIGHT_M and abs(turn) < STRAIGHT_RAD
+        return 0.25 + 0.25 * straight + 0.25 * (straight and abs(to_go) < HOME_M and not scene.bent)
+
     def act(self, call: Call) -> str:
         """Carry a skill out and return what sensors and camera say."""
         self.calls += 1
@@ -223,7 +240,7 @@ class Swap:
             self.over, text = True, "pushed too hard: contacts bent"
         elif self.charge == 0:
             self.over, text = True, "the battery is empty"
-        elif name == "latch" and scene.pin_up() and abs(scene.in_bay("fresh")[0]) < 0.006:
+        elif name == "latch" and scene.pin_up() and abs(scene.in_bay("fresh")[0]) < HOME_M:
             self.won = self.over = True
         return f"{text}, charge {self.charge}"
 

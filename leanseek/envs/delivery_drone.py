@@ -92,6 +92,13 @@ class Flight:
         self.carried: int | None = None
         self.won = self.over = False
 
+    @property
+    def progress(self) -> float:
+        """Parcels that are where they go to; one on board counts half."""
+        if self.over and not self.won:
+            return 0.0
+        return (sum(self.done) + 0.5 * (self.carried is not None)) / len(self.done)
+
     def act(self, call: Call) -> str:
         """Carry a skill out and return where the drone then is and what is left."""
         text: str = getattr(self, f"_{call[0]}")(*call[1])

@@ -108,6 +108,11 @@ class Day:
         self.heating: set[int] = set()
         self.won = self.over = False
 
+    @property
+    def progress(self) -> float:
+        """All or nothing: a day is judged when it is over."""
+        return float(self.won)
+
     def act(self, call: Call) -> str:
         """Carry a skill out and return what it comes to."""
         text: str = getattr(self, f"_{call[0]}")(*call[1])

@@ -18,7 +18,9 @@ DEAREST = 0.5
 
 
 def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | None = None) -> float:
-    """Return 1 for a right answer, more for form, language, rubric and judge as settings have it, and less for length.
+    """Return 1 for a right answer, more for form, progress, language, rubric and judge, and less for length.
+
+    How much that is, settings have.
 
     Args:
         attempt: the reply.
@@ -26,6 +28,8 @@ def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | 
         environment: the problem's, which a rubric may ask whether the thinking is right.
     """
     earned = float(attempt.correct) + settings.format_reward * float(attempt.formed)
+    if settings.progress_reward:
+        earned += settings.progress_reward * attempt.rewards.get("progress", 0.0)
     if settings.language is not None:
         earned += settings.language_reward * consistency(attempt.reply, settings.language)
     if settings.judge is not None:

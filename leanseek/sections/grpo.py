@@ -63,6 +63,7 @@ class GrpoSettings(LoraSettings):
         0.5, ge=0, le=1, description="share of a step's rewards that may fail (they count as 0) before the run stops"
     )
     format_reward: float = Field(0.0, ge=0, description="bonus for a well-formed reply")
+    progress_reward: float = Field(0.0, ge=0, description="weight of how far a world's episode gets, beside winning")
     language: str | None = Field(None, description="language that replies are to think in, as en, ru or zh; None: any")
     language_reward: float = Field(0.1, ge=0, description="weight of the share of words in that language (R1)")
     rubric: dict[str, float] = Field({}, description="check of a reply (as sound, brief) -> its weight in the reward")

@@ -43,6 +43,19 @@ def test_the_same_calls_give_the_same_bits():
     assert one == other
 
 
+def test_progress_grows_by_what_the_pack_does():
+    ends = [
+        END[:1],
+        END[:2],
+        END[:3],
+        END,
+        with_call(END, 0, 30, -3),
+        with_call(END, 1, 22, -6),
+        with_call(END, 2, 120),
+    ]
+    assert [played(calls)[0].progress for calls in ends] == [0.25, 0.5, 0.75, 1.0, 0.0, 0.25, 0.5]
+
+
 def test_attempts_that_share_what_was_simulated_say_and_reach_what_one_alone_does():
     world = BatterySwap("bare")
     problem = next(world.problems("train", 0, [4]))

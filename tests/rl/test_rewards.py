@@ -32,6 +32,12 @@ def test_what_a_reply_earns(correct, formed, tokens, expected):
     assert reward(attempt_of(tokens, bool(correct), bool(formed)), GrpoSettings()) == correct
 
 
+def test_how_far_an_episode_gets_counts_where_it_is_asked_for():
+    half = replace(attempt_of(4, False, True), rewards={"correct": 0.0, "format": 1.0, "progress": 0.5})
+    assert reward(half, GrpoSettings()) == 0.0 and reward(half, GrpoSettings(progress_reward=0.4)) == 0.2
+    assert reward(attempt_of(4, True, True), GrpoSettings(progress_reward=0.4)) == 1.0, "a task without it"
+
+
 @pytest.mark.parametrize("price", [0.2, 0.5, 3.0])
 def test_length_orders_replies_as_effort_wants_and_never_a_wrong_one_before_a_right_one(price):
     settings = GrpoSettings(max_new_tokens=100, length_reward=price)

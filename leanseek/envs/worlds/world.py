@@ -6,7 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from leanseek.envs.environment import Environment, Episode, Problem, Split, Turn
@@ -20,10 +20,19 @@ WAYS = ("tools", "bare", "plan")
 
 
 class State(Protocol):
-    """A world under way."""
+    """A world under way; `progress` is how much of the goal is reached: from 0 on, and 1 where it is won."""
 
-    won: bool
-    over: bool
+    @property
+    def won(self) -> bool:
+        """Whether the goal is reached."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be done."""
+
+    @property
+    def progress(self) -> float:
+        """How much of the goal is reached."""
 
     def act(self, call: Call) -> str:
         """Carry a skill out and return what is seen then."""
@@ -142,20 +151,47 @@ class World(Environment):
 
     def start(self, problem: Problem) -> Episode:
         """Begin an attempt."""
-        return WorldEpisode(self, problem) if self.multi_turn else Episode(self, problem)
+        return WorldEpisode(self, problem) if self.multi_turn else PlanEpisode(self, problem)
 
     def random_call(self, rng: random.Random) -> Call:
         """Return any skill with any arguments that it accepts."""
         skill = rng.choice(self.skills)
         return skill.name, tuple(rng.randint(one.low, one.high) for one in skill.arguments)
 
+    def progress(self, problem: Problem, answer: str) -> float:
+        """Return how far a plan gets; 0 where it is none."""
+        calls = read_plan(answer, self.skills, self.most_calls)
+        return 0.0 if calls is None else self._carried_out(problem, calls)[0].progress
+
     def _reaches(self, problem: Problem, calls: Sequence[Call]) -> bool:
-        state = self.open(problem)
-        for number, call in enumerate(calls):
-            state.act(call)
+        state, done = self._carried_out(problem, calls)
+        return state.won and done == len(calls)
+
+    def _carried_out(self, problem: Problem, calls: Sequence[Call]) -> tuple[State, int]:
+        """Return a fresh world after calls, and how many were made before it was over."""
+        state, done = self.open(problem), 0
+        for call in calls:
             if state.over:
-                return state.won and number == len(calls) - 1
-        return False
+                break
+            state.act(call)
+            done += 1
+        return state, done
+
+
+class PlanEpisode(Episode):
+    """One attempt by a plan. Beside `correct` and `format`, `progress` rewards how far a well-formed one gets."""
+
+    environment: World
+
+    def __init__(self, environment: World, problem: Problem) -> None:
+        super().__init__(environment, problem)
+        self._world = environment
+
+    def step(self, reply: Message) -> Turn:
+        """Carry a plan out."""
+        turn = super().step(reply)
+        far = self._world.progress(self.problem, reply.content.strip()) if turn.rewards["format"] else 0.0
+        return replace(turn, rewards={**turn.rewards, "progress": far})
 
 
 class WorldEpisode(Episode):
@@ -173,7 +209,8 @@ class WorldEpisode(Episode):
         self._steps: list[Step] | None = None
 
     def step(self, reply: Message) -> Turn:
-        """Carry a reply out. Rewards: `correct` once the goal is reached, `format` if every call could be read.
+        """Carry a reply out. Rewards: `correct` once the goal is reached, `format` if every call could be read, and
+        `progress`.
 
         A reply without a call gives up.
         """
@@ -192,7 +229,8 @@ class WorldEpisode(Episode):
                     text, self._formed = str(error), False
             messages.append(Message("tool", text, tool_call_id=call.id, name=call.name))
         done = state.over or self._calls >= most or not reply.tool_calls
-        rewards = {"correct": float(state.over and state.won), "format": float(self._formed)}
+        won = float(state.over and state.won)
+        rewards = {"correct": won, "format": float(self._formed), "progress": state.progress}
         return Turn(() if done else tuple(messages), done, rewards)
 
     def expert(self, rng: random.Random) -> Message:

@@ -34,7 +34,7 @@ def test_an_expert_wins_every_problem_and_random_play_next_to_none(name: str):
     wins, games = 0, 0
     for problem in itertools.islice(world.problems("test", 5), 20):
         said, turn = demonstrate(world, problem, rng)
-        assert turn.done and turn.rewards == {"correct": 1.0, "format": 1.0}, said
+        assert turn.done and turn.rewards == {"correct": 1.0, "format": 1.0, "progress": 1.0}, said
         for _ in range(5):
             state = world.open(problem)
             for _ in range(world.most_calls):
@@ -87,7 +87,7 @@ def test_hostile_arguments_are_answered_and_the_episode_goes_on(name: str, argum
     episode, rng = world.start(problem), random.Random(0)
     calls = tuple(ToolCall(str(i), skill.name, arguments) for i, skill in enumerate(world.skills))
     turn = episode.step(Message("assistant", "", "", calls))
-    assert not turn.done and turn.rewards == {"correct": 0.0, "format": 0.0}
+    assert not turn.done and turn.rewards == {"correct": 0.0, "format": 0.0, "progress": 0.0}
     assert all(len(message.content) < 200 for message in turn.messages)
     fresh = world.start(problem)
     while not (turn := fresh.step(fresh.expert(rng))).done:
@@ -98,7 +98,7 @@ def test_hostile_arguments_are_answered_and_the_episode_goes_on(name: str, argum
 def test_a_reply_without_a_call_gives_up(name: str):
     world = load_environment(name)
     turn = world.start(next(world.problems("train", 0))).step(Message("assistant", "I am done", "so"))
-    assert turn.done and turn.rewards == {"correct": 0.0, "format": 0.0}
+    assert turn.done and turn.rewards == {"correct": 0.0, "format": 0.0, "progress": 0.0}
 
 
 def test_calls_are_read_back_from_replies(name: str):

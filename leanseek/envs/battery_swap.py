@@ -220,7 +220,7 @@ class Swap:
 
     @property
     def progress(self) -> float:
-        """A quarter for each: the fresh pack is off its tray, it stands straight before the bay, it is all the way in."""
+        """A quarter for each: the fresh pack is off its tray, stands straight before the bay, is all the way in."""
         scene = self.scene
         if self.won or scene.height("fresh") < LIFTED_M:
             return float(self.won)

@@ -39,7 +39,10 @@ def main() -> None:
             make.append("--dry-run")
         subprocess.run(make, check=True)
         if not options.quick:
-            publish(options.recipe, summary_row(options.recipe, seed, folder), options)
+            found = summary_row(options.recipe, seed, folder)
+            if options.model is not None:
+                found["model"]["name"] = str(options.model)
+            publish(options.recipe, found, options)
 
 
 def begin(folder: Path, base: Path, recipe: str, seed: int) -> None:

@@ -283,6 +283,8 @@ class Swap:
         return f"missed, pack {round(MM * off)} {round(math.degrees(turn))}"
 
     def _align(self, dy: int, angle: int) -> str:
+        if self.scene.held() is None:
+            return "nothing held"
         self.scene.align(dy / MM, math.radians(angle))
         held = self.scene.held()
         if held is None:
@@ -291,6 +293,8 @@ class Swap:
         return f"bay {round(MM * off)} {round(math.degrees(turn))}"
 
     def _insert(self, force: int) -> str:
+        if self.scene.held() is None:
+            return "nothing held"
         self.scene.insert(float(force))
         pack = self.scene.held()
         return f"to go {max(0, round(MM * self.scene.in_bay(pack)[0]))}" if pack else "nothing held"

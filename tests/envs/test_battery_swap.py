@@ -86,6 +86,12 @@ def test_misalignment_and_wrong_forces_fail(number: int, arguments: tuple[int, .
     assert any(said in text for text in texts)
 
 
+def test_an_empty_hand_pushes_nothing_and_costs_only_the_call():
+    swap, said = played([("align", (10, -6)), ("insert", (42,))])
+    assert [text.split(",")[0] for text in said] == ["nothing held"] * 2 and swap.calls == 2
+    assert swap.scene.seconds == Swap(Problem("battery_swap", 1, "", NEAR, "")).scene.seconds
+
+
 def test_an_offset_that_the_clearance_takes_does_not_matter():
     for dy, angle in ((12, -6), (8, -6), (10, -5), (10, -7)):
         assert played(with_call(END, 1, dy, angle))[0].won, (dy, angle)

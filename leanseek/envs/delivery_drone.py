@@ -94,10 +94,9 @@ class Flight:
 
     @property
     def progress(self) -> float:
-        """Parcels that are where they go to; one on board counts half."""
-        if self.over and not self.won:
-            return 0.0
-        return (sum(self.done) + 0.5 * (self.carried is not None)) / len(self.done)
+        """Parcels that are where they go to; one no longer where it lay counts half, so that dropping it costs nothing."""
+        moved = [place != start for place, (start, _) in zip(self.places, self.data["parcels"], strict=True)]
+        return sum(0.5 * (away + done) for away, done in zip(moved, self.done, strict=True)) / len(self.done)
 
     def act(self, call: Call) -> str:
         """Carry a skill out and return where the drone then is and what is left."""

@@ -20,6 +20,13 @@ def test_a_parcel_is_delivered():
     assert flight.won and text.startswith("parcel 1 delivered, at 50 10")
 
 
+def test_progress_never_falls_for_a_parcel_that_is_dropped_anywhere():
+    calls = [("fly", (30, 10)), ("pick", (1,)), ("fly", (50, 10)), ("drop", ())]
+    assert [fly(DATA, *calls[:count])[0].progress for count in range(5)] == [0.0, 0.0, 0.5, 0.5, 1.0]
+    elsewhere = [*calls[:2], ("fly", (70, 10)), ("drop", ())]
+    assert fly(DATA, *elsewhere)[0].progress == 0.5
+
+
 def test_wind_from_ahead_costs_more_than_wind_from_behind():
     left = {wind: fly(DATA | {"wind": (wind, 0)}, ("fly", (90, 10)))[0].charge for wind in (-6, 0, 6)}
     assert left[-6] < left[0] < left[6]

@@ -94,7 +94,7 @@ class Flight:
 
     @property
     def progress(self) -> float:
-        """Parcels that are where they go to; one no longer where it lay counts half, so that dropping it costs nothing."""
+        """Parcels that are where they go to; one that only left where it lay counts half, even if it was dropped."""
         moved = [place != start for place, (start, _) in zip(self.places, self.data["parcels"], strict=True)]
         return sum(0.5 * (away + done) for away, done in zip(moved, self.done, strict=True)) / len(self.done)
 

@@ -96,7 +96,7 @@ class Flight:
     def progress(self) -> float:
         """Parcels that are where they go to; one that only left where it lay counts half, even if it was dropped."""
         moved = [place != start for place, (start, _) in zip(self.places, self.data["parcels"], strict=True)]
-        return sum(0.5 * (away + done) for away, done in zip(moved, self.done, strict=True)) / len(self.done)
+        return 0.5 * (moved.count(True) + self.done.count(True)) / len(moved)
 
     def act(self, call: Call) -> str:
         """Carry a skill out and return where the drone then is and what is left."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from leanseek.engine.request import Grammar
 from leanseek.engine.trial import Vocabulary, compile_matcher, objection
 from leanseek.errors import EngineError
-from leanseek.tokens.schemas import JSON_OPTIONS
+from leanseek.tokens.schemas import json_term
 from leanseek.tokens.tokenizer import END_THINK, Tokenizer
 
 # Longest texts. Lists of tools are long; nobody writes expressions by the page.
@@ -27,6 +27,7 @@ KEPT_GRAMMARS = 64
 # Processor time of one mask, of which most take well below a millisecond.
 MOST_STEP_S = 2.0
 _NAMES = {"json_object": "JSON", "json_schema": "JSON schema", "regex": "regular expression"}
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
 _TOKEN_IN_LARK = re.compile(r"<\[(\d+)\]>")
 
 
@@ -273,15 +274,21 @@ class _Sign:
         return self.pattern in piece[:-1] or any(len(piece) > len(rest) and piece.startswith(rest) for rest in rests)
 
 
-def _as_known(grammar: Grammar, *, after_thinking: bool) -> tuple[str, str]:
-    """Return a grammar as kind and text that llguidance knows."""
-    name, most = _NAMES.get(grammar.kind, "grammar"), MOST_CHARACTERS.get(grammar.kind)
-    if most is not None and len(grammar.text) > most:
-        raise EngineError(f"the {name} has {len(grammar.text):,} characters; at most {most:,} are accepted")
+def terms_of(grammar: Grammar, *, after_thinking: bool) -> str:
+    """Return a form of answers as the terms of a rule, so that it may stand beside others.
+
+    Args:
+        grammar: JSON or a regular expression.
+        after_thinking: whether thinking goes before it.
+    Raises:
+        EngineError: a schema that is none, or a grammar of several rules.
+    """
+    # Models put empty lines between thinking and answer.
+    lead = '"\\n\\n"? ' if after_thinking else ""
     if grammar.kind == "regex":
-        return "regex", grammar.text
-    if grammar.kind in ("lark", "tools"):
-        return "lark", grammar.text
+        return f"{lead}/{_SLASH.sub(_escaped, grammar.text)}/"
+    if grammar.kind not in ("json_object", "json_schema"):
+        raise EngineError("a grammar of several rules cannot stand beside others: give a JSON schema or a regex")
     schema: Any = {"type": "object"}
     if grammar.kind == "json_schema":
         try:
@@ -291,9 +298,23 @@ def _as_known(grammar: Grammar, *, after_thinking: bool) -> tuple[str, str]:
         schema = {} if schema is True else schema
         if not isinstance(schema, dict):
             raise EngineError(f"the JSON schema cannot be used: it is {grammar.text[:80]!r}; an object is needed")
-    # Models put empty lines between thinking and answer.
-    lead = '"\\n\\n"? ' if after_thinking else ""
-    return "lark", f"start: {lead}%json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
+    return lead + json_term(schema)
+
+
+def _as_known(grammar: Grammar, *, after_thinking: bool) -> tuple[str, str]:
+    """Return a grammar as kind and text that llguidance knows."""
+    name, most = _NAMES.get(grammar.kind, "grammar"), MOST_CHARACTERS.get(grammar.kind)
+    if most is not None and len(grammar.text) > most:
+        raise EngineError(f"the {name} has {len(grammar.text):,} characters; at most {most:,} are accepted")
+    if grammar.kind == "regex":
+        return "regex", grammar.text
+    if grammar.kind in ("lark", "tools"):
+        return "lark", grammar.text
+    return "lark", f"start: {terms_of(grammar, after_thinking=after_thinking)}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "\\/" if found[0] == "/" else found[0]
 
 
 def _short(reason: str) -> str:

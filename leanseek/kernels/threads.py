@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,16 +107,27 @@ def run_all(tasks: Sequence[Callable[[], T]], stop: Callable[[], None] | None = 
         return [tasks[0]()]
     count = torch.get_num_threads()
 
+    # Ctrl-C while the threads are started may leave one of which the pool does not know, and which it does not wait
+    # for: none begins before all are there.
+    begin, called_off = threading.Event(), threading.Event()
+
     def limited(task: Callable[[], T]) -> T:
+        begin.wait()
+        if called_off.is_set():
+            raise CancelledError
         torch.set_num_threads(count)  # a new thread starts with torch's own default
         return task()
 
     with ThreadPoolExecutor(len(tasks), thread_name_prefix="worker") as pool:
         try:
             futures = [pool.submit(limited, task) for task in tasks]
+            begin.set()
             ended = wait(futures, return_when=FIRST_EXCEPTION).done
             return [future.result() for future in futures if future in ended]
         except BaseException:
+            if not begin.is_set():
+                called_off.set()
+                begin.set()
             if stop is not None:
                 stop()
             raise

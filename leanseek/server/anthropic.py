@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from leanseek.engine.request import Grammar
 from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.server.asked import Asked
-from leanseek.server.openai import NOT_THINKING, Effort, Thinking
+from leanseek.server.openai import NOT_THINKING, Effort
 from leanseek.server.refusal import ApiError
 from leanseek.server.toolbox import MOST_TOOLS, Choice, Name, Toolbox
+from leanseek.server.unserved import Only
 from leanseek.server.wire import (
     MOST_MESSAGES,
     Drawing,
@@ -28,17 +31,44 @@ from leanseek.tokens.arguments import dumps
 MOST_BLOCKS = 4096
 
 
-class Block(Wire):
-    """A part of a message: text, thinking, a call of a tool or its result. Others are refused."""
+class TextBlock(Wire):
+    """Text."""
 
-    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
-    text: str = ""
-    thinking: str = ""
-    id: Annotated[str, Field(max_length=256)] = ""
-    name: Annotated[str, Field(max_length=128)] = ""
-    input: Annotated[dict[str, Any], BeforeValidator(shallow)] = {}
-    tool_use_id: Annotated[str, Field(max_length=256)] = ""
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(Wire):
+    """What was thought; its signature means nothing here."""
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class RedactedThinking(Wire):
+    """Another server's secret, which is left out."""
+
+    type: Literal["redacted_thinking"]
+
+
+class ToolUse(Wire):
+    """A call of a tool."""
+
+    type: Literal["tool_use"]
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    input: Annotated[dict[str, Any], BeforeValidator(shallow)]
+
+
+class ToolResult(Wire):
+    """What a call gave."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Annotated[str, Field(min_length=1, max_length=256)]
     content: Text = None
+
+
+Block = Annotated[TextBlock | ThinkingBlock | RedactedThinking | ToolUse | ToolResult, Field(discriminator="type")]
 
 
 def _blocks(value: Any) -> Any:
@@ -57,17 +87,19 @@ class Turn(Wire):
         Args:
             names: a call's id -> the tool's name; calls are added.
         """
-        text = "".join(block.text for block in self.content if block.type == "text")
+        text = "".join(block.text for block in self.content if isinstance(block, TextBlock))
         if self.role == "system":
             return [Message("system", text)]
         if self.role == "assistant":
             calls = [
-                ToolCall(block.id, block.name, dumps(block.input)) for block in self.content if block.type == "tool_use"
+                ToolCall(block.id, block.name, dumps(block.input))
+                for block in self.content
+                if isinstance(block, ToolUse)
             ]
             names |= {call.id: call.name for call in calls}
-            thoughts = [block.thinking for block in self.content if block.type == "thinking"]
-            return [Message("assistant", text, "".join(thoughts) if thoughts else None, tuple(calls))]
-        results = [block for block in self.content if block.type == "tool_result"]
+            thought = "".join(block.thinking for block in self.content if isinstance(block, ThinkingBlock))
+            return [Message("assistant", text, thought or None, tuple(calls))]
+        results = [block for block in self.content if isinstance(block, ToolResult)]
         said = [
             Message("tool", block.content or "", None, (), block.tool_use_id, names.get(block.tool_use_id))
             for block in results
@@ -89,7 +121,7 @@ class ClientTool(Wire):
         return ToolSpec(self.name, self.description or "", self.input_schema, bool(self.strict))
 
 
-class ToolUse(Wire):
+class ToolUsage(Wire):
     """Whether tools are to be called."""
 
     type: Literal["auto", "any", "tool", "none"] = "auto"
@@ -109,17 +141,25 @@ class Metadata(Wire):
     user_id: Annotated[str, Field(max_length=4096)] | None = None
 
 
+class OutputFormat(Wire):
+    """A schema that the answer must keep to."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[Schema, Field(alias="schema")]
+
+
 class OutputConfig(Wire):
-    """How hard to try."""
+    """How hard to try, and what the answer must be."""
 
     effort: Effort = None
+    format: OutputFormat | None = None
 
 
-def _thinking(value: Any) -> Any:
-    """Take Anthropic's adaptive thinking for thinking; a budget has no meaning for the models served here."""
-    if isinstance(value, dict) and value.get("type") == "adaptive":
-        return {"type": "enabled"}
-    return value
+class Thinking(Wire):
+    """Whether the reply starts with thinking, and shows it; a budget has no meaning for the models served here."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class CountRequest(Wire):
@@ -129,10 +169,16 @@ class CountRequest(Wire):
     model: ModelName | None = None
     system: Text = None
     tools: Annotated[list[ClientTool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: ToolUse | None = None
-    thinking: Annotated[Thinking | None, BeforeValidator(_thinking)] = None
+    tool_choice: ToolUsage | None = None
+    thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     metadata: Metadata | None = None
+    # What of this protocol is not done here and would change the reply.
+    container: Annotated[Any, Only("nothing is run here; give tools")] = None
+    mcp_servers: Annotated[Any, Only("the server asks nobody else; give tools", [])] = None
+    context_management: Annotated[Any, Only("shorten the messages; count_tokens counts")] = None
+    compaction: Annotated[Any, Only("shorten the messages; count_tokens counts")] = None
+    output_format: Annotated[Any, Only("give output_config.format")] = None
 
     @property
     def thinks(self) -> bool:
@@ -140,8 +186,13 @@ class CountRequest(Wire):
         if self.messages[-1].role == "assistant":
             return False
         if self.thinking is not None:
-            return self.thinking.type == "enabled"
+            return self.thinking.type != "disabled"
         return self.effort != "none" and self.model != NOT_THINKING
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the answer shows what was thought, or only that something was."""
+        return self.thinking is None or self.thinking.display != "omitted"
 
     @property
     def effort(self) -> str | None:
@@ -161,7 +212,7 @@ class CountRequest(Wire):
         messages = [Message("system", self.system)] if self.system else []
         for turn in self.messages:
             messages += turn.messages(names)
-        use = self.tool_choice or ToolUse()
+        use = self.tool_choice or ToolUsage()
         toolbox = Toolbox.of(
             [tool.spec() for tool in self.tools or ()], use.choice(), several=not use.disable_parallel_tool_use
         )
@@ -169,6 +220,7 @@ class CountRequest(Wire):
         if last.role == "assistant" and last.tool_calls:
             message = "messages: the last one has tool_use; send its tool_result"
             raise ApiError(400, message, code="invalid_request", param="messages")
+        form = self.output_config.format if self.output_config is not None else None
         return Asked(
             tuple(messages),
             drawing=drawing,
@@ -177,6 +229,7 @@ class CountRequest(Wire):
             effort=self.effort,
             max_tokens=max_tokens,
             toolbox=toolbox,
+            form=Grammar("json_schema", json.dumps(form.schema_)) if form is not None else None,
             goes_on=last.role == "assistant",
             scope=(self.metadata.user_id or "") if self.metadata is not None else "",
         )

@@ -20,7 +20,7 @@ from leanseek import __version__
 from leanseek.errors import LeanseekError
 from leanseek.log import say
 from leanseek.server.anthropic import CountRequest, MessagesRequest
-from leanseek.server.blocks import Blocks, model_list
+from leanseek.server.blocks import Blocks, model_info, model_list
 from leanseek.server.body import read
 from leanseek.server.bridge import Bridge
 from leanseek.server.completion import Completion, model_object
@@ -48,6 +48,8 @@ __all__ = ["ALIASES", "Endpoints", "Served", "Site", "make_site"]
 # DeepSeek's base URL has no /v1, OpenAI's has; some of DeepSeek's features stand under /beta alone, here everywhere.
 BASES = ("/v1", "", "/beta", "/beta/v1")
 CLAUDE = "claude"
+# The header by which its clients are known where paths are shared.
+ANTHROPIC = "anthropic-version"
 
 # Method of `Endpoints` -> what its body must be.
 BODIES: dict[str, type[BaseModel]] = {
@@ -150,6 +152,7 @@ class Endpoints:
         for base in ("/v1", "/anthropic/v1"):
             found |= {
                 ("GET", f"{base}/models"): self.models,
+                ("GET", f"{base}/models/{{name:path}}"): self.model,
                 ("POST", f"{base}/messages"): self.messages,
                 ("POST", f"{base}/messages/count_tokens"): self.count_tokens,
             }
@@ -193,13 +196,16 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        if "anthropic-version" in request.headers:
+        if ANTHROPIC in request.headers:
             return _json(model_list(self.served.names, self.served.created))
         return _json({"object": "list", "data": [self._model(name) for name in self.served.names]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
-        return _json(self._model(self.served.check(request.path_params["name"])))
+        name = self.served.check(request.path_params["name"])
+        if ANTHROPIC in request.headers:
+            return _json(model_info(name, self.served.created))
+        return _json(self._model(name))
 
     async def balance(self, request: Request) -> Response:
         """GET /user/balance: DeepSeek's; there is nothing to pay here."""
@@ -237,7 +243,7 @@ class Endpoints:
     async def respond(self, request: Request) -> Response:
         """POST /v1/responses."""
         asked = await read(request, ResponsesRequest, "input")
-        answer = Items(asked, self.served.check(asked.model))
+        answer = Items(asked, self.served.check(asked.model), self.service.chat.tokenizer.bytes_of)
         return self._respond(
             request, await self.service.converse(asked.asked(), answer, request.scope[NOTED]), asked.stream
         )
@@ -245,7 +251,8 @@ class Endpoints:
     async def messages(self, request: Request) -> Response:
         """POST /v1/messages: Anthropic's."""
         asked = await read(request, MessagesRequest, "messages")
-        answer = Blocks(self.served.check(asked.model, also=CLAUDE))
+        name = self.served.check(asked.model, also=CLAUDE)
+        answer = Blocks(name, asked.max_tokens, shows_thinking=asked.shows_thinking)
         job = await self.service.converse(asked.asked(), answer, request.scope[NOTED], "toolu_")
         return self._respond(request, job, asked.stream)
 
@@ -298,7 +305,10 @@ async def _tell_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message = f"there is no {path:.200}; see /v1/chat/completions and /v1/models"
         return error_response(ApiError(404, message, code="unknown_url"), path)
-    return error_response(ApiError(error.status_code, error.detail, headers=dict(error.headers or {})), path)
+    message, headers = error.detail, dict(error.headers or {})
+    if error.status_code == 405:
+        message = f"{request.method} is not a method of {path:.200}; have {headers.get('Allow', 'none')}"
+    return error_response(ApiError(error.status_code, message, headers=headers), path)
 
 
 async def _tell_unexpected(request: Request, error: Exception) -> Response:

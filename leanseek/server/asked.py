@@ -28,7 +28,7 @@ class Asked:
         effort: how much to think, low, high or max, where the model was trained to heed it; None: high.
         max_tokens: longest reply; None: whatever the context leaves.
         toolbox: what may be called.
-        form: what the answer must be, without what goes before it; None: anything.
+        form: what the answer must be, without what goes before it; None: anything. Calls may stand in its place.
         goes_on: whether the last message, the assistant's, is to be gone on with (DeepSeek's prefix).
         logprobs: as of the engine.
         scope: whose request it is: others share none of its cache.
@@ -92,9 +92,9 @@ class Asked:
         """Return what the reply must be; None: anything.
 
         Raises:
-            ApiError: tools that cannot be offered.
+            ApiError: tools that cannot be offered, or a form that cannot stand beside them.
         """
         thinking = self.begins_in_thinking(chat)
-        if self.form is not None:
+        if self.form is not None and not self.toolbox.offered:
             return replace(self.form, after_thinking=thinking)
-        return self.toolbox.grammar(chat, thinking=thinking)
+        return self.toolbox.grammar(chat, thinking=thinking, form=self.form)

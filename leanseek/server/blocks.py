@@ -14,7 +14,12 @@ from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, whole_calls
 from leanseek.server.usage import Usage
 
-STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "insufficient_system_resource": "pause_turn",  # sent back, the message is gone on with
+}
 # Clients send it back with the thinking; nothing hangs on it here.
 SIGNATURE = "leanseek"
 
@@ -24,10 +29,13 @@ class Blocks:
 
     Args:
         model: which answers.
+        most_tokens: that the reply was to have; None: as many as there is room for.
+        shows_thinking: whether thinking is shown, or only that there was some.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, most_tokens: int | None = None, *, shows_thinking: bool = True) -> None:
         self._id, self._model = f"msg_{secrets.token_hex(12)}", model
+        self._most_tokens, self._shows_thinking = most_tokens, shows_thinking
         self._open: str | None = None  # the kind of the block that is open
         self._index = -1
         self._call = -1  # which call the open block is of
@@ -40,12 +48,13 @@ class Blocks:
         one, reply = said[0], replies[0]
         content: list[dict[str, Any]] = []
         if one.reasoning_content:
-            content.append({"type": "thinking", "thinking": one.reasoning_content, "signature": SIGNATURE})
+            thinking = one.reasoning_content if self._shows_thinking else ""
+            content.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
         if one.content:
             content.append({"type": "text", "text": one.content})
         for call in whole_calls(one.tool_calls):
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-        return {**self._message(usage), "content": content, **_stop(reply)}
+        return {**self._message(usage), "content": content, **self._stop(reply)}
 
     def opening(self, usage: Usage) -> Iterator[bytes]:
         """Yield the message without its content."""
@@ -56,7 +65,8 @@ class Blocks:
         """Yield what one token said, in the block that it belongs to."""
         if said.reasoning_content:
             yield from self._begin("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-            yield self._delta({"type": "thinking_delta", "thinking": said.reasoning_content})
+            if self._shows_thinking:
+                yield self._delta({"type": "thinking_delta", "thinking": said.reasoning_content})
         if said.content:
             yield from self._begin("text", {"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": said.content})
@@ -75,7 +85,7 @@ class Blocks:
 
     def closing(self, replies: Sequence[Reply], usage: Usage) -> Iterator[bytes]:
         """Yield why the message ended, what it took, and its end."""
-        yield named_frame({"type": "message_delta", "delta": _stop(replies[0]), "usage": usage.anthropic()})
+        yield named_frame({"type": "message_delta", "delta": self._stop(replies[0]), "usage": usage.anthropic()})
         yield named_frame({"type": "message_stop"})
 
     def failure(self, error: ApiError) -> Iterator[bytes]:
@@ -112,20 +122,25 @@ class Blocks:
             "usage": usage.anthropic(),
         }
 
+    def _stop(self, reply: Reply) -> dict[str, Any]:
+        if reply.stopped_by is not None and reply.finish_reason != "tool_calls":
+            return {"stop_reason": "stop_sequence", "stop_sequence": reply.stopped_by}
+        reason = STOP_REASONS.get(reply.finish_reason or "", reply.finish_reason)
+        if reason == "max_tokens" and self._most_tokens is not None and reply.tokens < self._most_tokens:
+            reason = "model_context_window_exceeded"
+        return {"stop_reason": reason, "stop_sequence": None}
+
+
+def model_info(name: str, created: int) -> dict[str, Any]:
+    """Return a model as Anthropic's clients know it."""
+    since = datetime.fromtimestamp(created, UTC).isoformat()
+    return {"type": "model", "id": name, "display_name": name, "created_at": since}
+
 
 def model_list(names: Sequence[str], created: int) -> dict[str, Any]:
     """Return the models as Anthropic's clients list them."""
-    since = datetime.fromtimestamp(created, UTC).isoformat()
-    data = [{"type": "model", "id": name, "display_name": name, "created_at": since} for name in names]
+    data = [model_info(name, created) for name in names]
     return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
-
-
-def _stop(reply: Reply) -> dict[str, Any]:
-    if reply.stopped_by is not None and reply.finish_reason != "tool_calls":
-        return {"stop_reason": "stop_sequence", "stop_sequence": reply.stopped_by}
-    reason = reply.finish_reason or ""
-    known = STOP_REASONS.get(reason, "end_turn" if reason == "stop" else reason)
-    return {"stop_reason": known, "stop_sequence": None}
 
 
 def _object(text: str) -> dict[str, Any]:

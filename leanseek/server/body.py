@@ -38,8 +38,12 @@ async def read_bytes(request: Request) -> bytes:
     """Read a body of bounded size in bounded time.
 
     Raises:
-        ApiError: it is too large, too slow, or cut off.
+        ApiError: it is compressed, too large, too slow, or cut off.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        message = f"the body is encoded as {encoding!r:.40}; only plain JSON is accepted, without content-encoding"
+        raise ApiError(415, message, code="unsupported_encoding")
     too_large = ApiError(413, f"the body is larger than {MOST_BODY_BYTES} bytes", code="request_too_large")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > MOST_BODY_BYTES:

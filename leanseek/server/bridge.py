@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import queue
@@ -72,6 +71,7 @@ class Bridge:
         self.state: State = "loading"
         self.failure: Exception | None = None
         self.phase, self.progress = "starting", 0.0
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], None] = lambda: None
         self.steps = 0
         self._load, self._most_requests, self._queue_s = load, most_requests, queue_s
@@ -186,9 +186,7 @@ class Bridge:
         except Exception as error:  # a background thread: what went wrong is told by wait() and GET /ready
             self.failure, self.state = error, "failed"
         else:
-            # Torch alone is a million objects that never go: looking through them would hold up every reply for long.
-            gc.collect()
-            gc.freeze()
+            self.on_ready()
             self.phase, self.progress, self.state = "ready", 1.0, "ready"
         self._settled.set()
         if self._engine is None:

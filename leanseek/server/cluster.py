@@ -26,7 +26,7 @@ from leanseek.server.bill import Bill
 from leanseek.server.body import read_bytes
 from leanseek.server.bridge import Bridge
 from leanseek.server.gate import read_keys
-from leanseek.server.loading import Loading
+from leanseek.server.loading import Loading, keep_objects
 from leanseek.server.refusal import ApiError, error_response
 from leanseek.server.store import Store
 
@@ -97,6 +97,7 @@ class Replica:
         keys = read_keys(settings.api_key_file) if settings.api_key_file is not None else ()
         self._app = make_site(self._bridge, loading.served(settings.name), keys, any_host=settings.insecure).app
         self._mark = (b"x-replica", name.encode())
+        self._bridge.on_ready = keep_objects
         self._bridge.start()
         self._bridge.wait()  # Ray sends nothing before this is over
 

@@ -11,18 +11,11 @@ from typing import Any
 
 from leanseek.engine.request import Event
 from leanseek.server.jsontext import DONE, frame, to_json
+from leanseek.server.logprobs import BytesOf, entries, no_bytes
 from leanseek.server.refusal import ApiError
-from leanseek.server.reply import Reply, Said, Scored, whole_calls
+from leanseek.server.reply import Reply, Said, whole_calls
 from leanseek.server.usage import Usage
 from leanseek.tokens.chat import ToolCallDelta
-
-# What OpenAI writes for a token that has no chance at all; JSON has no infinity.
-LEAST_LOGPROB = -9999.0
-
-
-def no_bytes(token_id: int) -> bytes:
-    """Return nothing: for answers that show no tokens."""
-    return b""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Completion:
     with_usage: bool = False
     live_usage: bool = False
     choices: int = 1
-    bytes_of: Callable[[int], bytes] = no_bytes
+    bytes_of: BytesOf = no_bytes
 
     @classmethod
     def begin(cls, model: str, fingerprint: str, **options: Any) -> Completion:
@@ -142,25 +135,9 @@ class Completion:
     def _logprobs(self, said: Said) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
-        logprobs = {"content": self._entries(said.content_logprobs), "refusal": None}
-        return {**logprobs, "reasoning_content": self._entries(said.reasoning_logprobs)} if self.thinks else logprobs
-
-    def _entries(self, scored: Sequence[Scored]) -> list[dict[str, Any]]:
-        return [
-            {
-                **_entry(one.text, one.text.encode(), one.logprob),
-                "top_logprobs": [self._top(token, logprob) for token, logprob in one.top],
-            }
-            for one in scored
-        ]
-
-    def _top(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self.bytes_of(token_id)
-        return _entry(data.decode("utf-8", "replace"), data, logprob)
-
-
-def _entry(text: str, data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(data)}
+        logprobs = {"content": entries(said.content_logprobs, self.bytes_of), "refusal": None}
+        thought = {"reasoning_content": entries(said.reasoning_logprobs, self.bytes_of)} if self.thinks else {}
+        return {**logprobs, **thought}
 
 
 def _call(one: ToolCallDelta) -> dict[str, Any]:

@@ -11,16 +11,16 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from leanseek.engine.request import Event, SamplingParams, TopLogprobs
-from leanseek.server.completion import LEAST_LOGPROB
 from leanseek.server.defaults import SamplingDefaults
 from leanseek.server.forms import Formed
 from leanseek.server.jsontext import DONE, frame
+from leanseek.server.logprobs import LEAST_LOGPROB
 from leanseek.server.openai import StreamOptions
 from leanseek.server.refusal import ApiError
 from leanseek.server.reply import Reply, Said, Scored
 from leanseek.server.unserved import Unserved
 from leanseek.server.usage import Usage
-from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, UserId, Whole, whole
+from leanseek.server.wire import MOST_TOKENS, Drawing, ModelName, Scope, UserId, Whole, whole
 from leanseek.tokens.tokenizer import FIM, Tokenizer
 
 MOST_PROMPTS = 1024
@@ -72,8 +72,8 @@ class CompletionRequest(Drawing, Formed, Unserved):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user_id: UserId | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-    cache_salt: Annotated[str, Field(max_length=512)] | None = None
+    user: Scope | None = None
+    cache_salt: Scope | None = None
 
     @property
     def scope(self) -> str:

@@ -12,12 +12,18 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanseek.errors import LeanseekError, UsageError
-from leanseek.server.refusal import ApiError, as_api_error, error_response
+from leanseek.server.refusal import ApiError, as_api_error, error_response, speaks_anthropic
 
 # Answered without a key: whether the server lives, and the page, which asks for the key itself.
 OPEN_PATHS = ("/", "/health", "/ready")
 # Headers of every answer, beside its request's id.
 MARKS = ((b"x-content-type-options", b"nosniff"),)
+
+
+def named(request_id: bytes, path: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of a request's id; Anthropic's clients have a name of their own for it."""
+    own = ((b"request-id", request_id),) if speaks_anthropic(path) else ()
+    return ((b"x-request-id", request_id), *own)
 
 
 class Gate:
@@ -51,7 +57,8 @@ class Gate:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id), *MARKS]}
+                marks = (*named(request_id, scope["path"]), *MARKS)
+                message = {**message, "headers": [*message["headers"], *marks]}
             await send(message)
 
         try:

@@ -9,8 +9,9 @@ from typing import Any
 
 from leanseek.engine.request import Event
 from leanseek.server.jsontext import named_frame
+from leanseek.server.logprobs import BytesOf, entries, no_bytes
 from leanseek.server.refusal import ApiError
-from leanseek.server.reply import Reply, Said
+from leanseek.server.reply import Reply, Said, Scored
 from leanseek.server.responses import ResponsesRequest
 from leanseek.server.toolbox import Choice
 from leanseek.server.usage import Usage
@@ -25,13 +26,15 @@ class Items:
     Args:
         request: what is answered; the answer repeats its settings.
         model: which answers.
+        bytes_of: gives a token's bytes, for the most likely ones.
     """
 
-    def __init__(self, request: ResponsesRequest, model: str) -> None:
-        self._request, self._model = request, model
+    def __init__(self, request: ResponsesRequest, model: str, bytes_of: BytesOf = no_bytes) -> None:
+        self._request, self._model, self._bytes_of = request, model, bytes_of
         self._id, self._created = f"resp_{secrets.token_hex(16)}", int(time.time())
         self._output: list[dict[str, Any]] = []
         self._open = False  # whether the last item is
+        self._scored: list[Scored] = []  # tokens of the answer that are not told yet: they added no text
         self._number = 0
 
     def first(self, index: int, event: Event) -> None:
@@ -53,6 +56,7 @@ class Items:
         if said.reasoning_content:
             yield from self._begin_text("reasoning")
             yield from self._say(THINKING, said.reasoning_content)
+        self._scored += said.content_logprobs
         if said.content:
             yield from self._begin_text("message")
             yield from self._say(TEXT, said.content)
@@ -95,9 +99,18 @@ class Items:
         yield self._of_item("response.content_part.added", content_index=0, part=dict(part))
 
     def _say(self, kind: str, text: str) -> Iterator[bytes]:
-        self._output[-1]["content"][0]["text"] += text
-        logprobs = {"logprobs": []} if kind == TEXT else {}
-        yield self._of_item(f"{kind}.delta", content_index=0, delta=text, **logprobs)
+        part = self._output[-1]["content"][0]
+        part["text"] += text
+        yield self._of_item(f"{kind}.delta", content_index=0, delta=text, **self._told(part))
+
+    def _told(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Return the field of the tokens that were not told yet, which belong to a part now; none if it has none."""
+        if "logprobs" not in part:
+            return {}
+        scored, self._scored = self._scored, []
+        new = entries(scored, self._bytes_of) if self._request.logprobs is not None else []
+        part["logprobs"] += new
+        return {"logprobs": new}
 
     def _begin(self, item: dict[str, Any]) -> Iterator[bytes]:
         self._output.append(item)
@@ -112,7 +125,8 @@ class Items:
             yield self._of_item("response.function_call_arguments.done", arguments=item["arguments"], name=item["name"])
         else:
             part, kind = item["content"][0], TEXT if item["type"] == "message" else THINKING
-            logprobs = {"logprobs": []} if kind == TEXT else {}
+            self._told(part)
+            logprobs = {"logprobs": part["logprobs"]} if kind == TEXT else {}
             yield self._of_item(f"{kind}.done", content_index=0, text=part["text"], **logprobs)
             yield self._of_item("response.content_part.done", content_index=0, part=part)
         item["status"] = status
@@ -142,7 +156,9 @@ class Items:
             "id": self._id,
             "object": "response",
             "created_at": self._created,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
+            "background": False,
             "error": None,
             "incomplete_details": None,
             "instructions": asked.instructions,
@@ -156,15 +172,20 @@ class Items:
             "temperature": asked.temperature,
             "text": {"format": {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": _said(asked.tool_choice),
+            "top_logprobs": asked.top_logprobs or 0,
             "tools": [tool.model_dump() for tool in asked.tools or ()],
             "top_p": asked.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": asked.user,
+            "safety_identifier": asked.safety_identifier,
             "metadata": asked.metadata or {},
         }
 
 
 def _said(choice: Choice | None) -> Any:
     choice = choice or Choice()
+    if choice.allowed is not None:
+        tools = [{"type": "function", "name": name} for name in choice.allowed]
+        return {"type": "allowed_tools", "mode": choice.kind, "tools": tools}
     return {"type": "function", "name": choice.name} if choice.kind == "named" else choice.kind

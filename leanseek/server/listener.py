@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import ssl
@@ -23,7 +24,7 @@ from leanseek.server.app import make_site
 from leanseek.server.bill import Bill
 from leanseek.server.bridge import QUEUE_S, Bridge, Report
 from leanseek.server.gate import is_loopback
-from leanseek.server.loading import Loading
+from leanseek.server.loading import Loading, keep_objects
 from leanseek.server.protocol import Protocol
 from leanseek.server.service import Served
 from leanseek.server.store import Store
@@ -164,11 +165,19 @@ class Listener:
     def run(self) -> None:
         """Serve until Ctrl-C, SIGTERM or `stop`; requests under way are finished, as far as `drain_s` lets them.
 
-        A second signal ends them where they are, a third one drops them.
+        A second signal ends them where they are, a third one drops them. The process is taken to be for this alone:
+        from when the model is loaded until the end, the garbage collector passes over what was there by then.
 
         Raises:
             LeanseekError: the model could not be loaded.
         """
+        self.bridge.on_ready = keep_objects
+        try:
+            self._serve()
+        finally:
+            gc.unfreeze()
+
+    def _serve(self) -> None:
         self.bridge.start()
         try:
             self._server.run(sockets=[self._socket])
@@ -203,7 +212,7 @@ class Listener:
     def _run_quietly(self) -> None:
         """Serve; a failure to load is raised by `bridge.wait`, in the thread that waits."""
         try:
-            self.run()
+            self._serve()
         except Exception as error:  # the background thread's boundary
             if error is not self.bridge.failure:
                 say(f"the server stopped: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ MOST_DRAFTS = 8
 TRIAL_TOKENS = 32
 # The share of a start that is told as the reading of weights; the rest does not grow with them.
 READING = 0.9
+
+
+def keep_objects() -> None:
+    """Have the garbage collector pass over all that there is now; for a process that does nothing but serve.
+
+    Torch alone is a million objects that never go: looking through them would hold up every reply for long.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

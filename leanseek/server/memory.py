@@ -42,7 +42,7 @@ class Memory:
             self._characters -= len(call.arguments) + len(before)
 
     def restore(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """Return a conversation with arguments as they were written, and thinking where it was left out."""
+        """Return a conversation with arguments as they were written, and thinking where none was sent."""
         return tuple(self._restored(one) if one.tool_calls else one for one in messages)
 
     def _restored(self, message: Message) -> Message:
@@ -51,7 +51,7 @@ class Memory:
             known, before = self._known.get(call.id, (call, None))
             same = known.name == call.name and _value(known.arguments) == _value(call.arguments)
             calls.append(known if same else call)
-            if thought is None and same and before:
+            if not thought and same and before:
                 thought = before
         return replace(message, tool_calls=tuple(calls), reasoning_content=thought)
 

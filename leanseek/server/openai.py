@@ -13,7 +13,7 @@ from leanseek.server.forms import Formed
 from leanseek.server.refusal import ApiError, parse_body
 from leanseek.server.toolbox import MOST_CALLS, MOST_TOOLS, Call, Tool, Toolbox, ToolChoice
 from leanseek.server.unserved import UnservedChat
-from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Text, TokenCount, UserId, Whole, Wire
+from leanseek.server.wire import MOST_MESSAGES, Drawing, ModelName, Scope, Text, TokenCount, UserId, Whole, Wire
 
 # What clients call how long to think -> DeepSeek's three levels. The models served here were taught one way of
 # thinking, so all levels mean the same to them; "none" is no thinking.
@@ -120,8 +120,9 @@ class ChatRequest(Drawing, Formed, UnservedChat):
     chat_template_kwargs: TemplateArguments | None = None
     continue_final_message: bool | None = None
     user_id: UserId | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-    cache_salt: Annotated[str, Field(max_length=512)] | None = None
+    user: Scope | None = None
+    safety_identifier: Scope | None = None
+    cache_salt: Scope | None = None
 
     @property
     def thinks(self) -> bool:
@@ -175,10 +176,6 @@ class ChatRequest(Drawing, Formed, UnservedChat):
             raise ApiError(422, message, code="invalid_parameter", param="top_logprobs")
         specs = [tool.function.spec() for tool in self.tools or ()]
         toolbox = Toolbox.of(specs, self.tool_choice, several=self.parallel_tool_calls is not False)
-        form = self.form()
-        if form is not None and toolbox.offered:
-            message = "response_format: together with tools only with tool_choice = 'none'"
-            raise ApiError(400, message, code="unsupported_parameter", param="response_format")
         return Asked(
             tuple(self.conversation()),
             drawing=self,
@@ -187,10 +184,10 @@ class ChatRequest(Drawing, Formed, UnservedChat):
             effort=self.reasoning_effort,
             max_tokens=self.max_completion_tokens or self.max_tokens,
             toolbox=toolbox,
-            form=form,
+            form=self.form(),
             goes_on=self.goes_on,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            scope=self.user_id or self.cache_salt or self.user or "",
+            scope=self.user_id or self.cache_salt or self.safety_identifier or self.user or "",
         )
 
 

@@ -51,6 +51,7 @@ def _responses(has_body: bool) -> dict[str, Any]:
         told |= {
             "400": "the request cannot be served",
             "413": "the body is too large",
+            "415": "the body is compressed",
             "422": "a field is wrong",
             "429": "too many requests are under way; Retry-After says when to come again",
             "500": "the engine failed",

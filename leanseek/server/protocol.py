@@ -10,14 +10,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from leanseek.server.turnstile import Turnstile
 
 HEAD_BYTES = 64 << 10
-# Between two requests of a connection, and within the head of a later one, uvicorn's own limit holds.
 HEAD_TIMEOUT_S = 30.0
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _CLOSE = (b"connection", b"close")
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection, which is closed if its first request's head does not arrive in time, or any head is too large."""
+    """One connection, which is closed if a request's head does not arrive in time or is too large.
+
+    What comes of a body after its answer has been given is passed over, for as long as a head may take.
+    """
 
     turnstile: Turnstile
 
@@ -29,17 +31,31 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, and wait for a while."""
         super().connection_made(transport)
-        self._in_head, self._head_bytes = True, 0
-        self._asked = self._refused = self._inside = False
-        self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+        self._head_bytes, self._got_on = 0, False
+        self._refused = self._inside = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the connection, and with it an answer that was not over."""
+        self._stop_waiting()
+        self._leave()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has arrived; a part of a head counts while the parser keeps it."""
+        """Take what has arrived; what brings the request no further, in a head or behind a body in chunks, counts."""
+        self._got_on = False
         super().data_received(data)
-        if self._in_head:
+        if self.transport.is_closing():
+            return
+        if not self._got_on:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            if self._head_bytes > HEAD_BYTES:
                 self.send_400_response("")
+                return
+        # From its first byte on, a later head has as long as the first; between two, uvicorn's own limit holds.
+        if self._idle and self._patience is None:
+            self._wait()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request."""
@@ -52,7 +68,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with a request."""
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._head_bytes, self._got_on = 0, True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
@@ -67,10 +83,10 @@ class Protocol(HttpToolsProtocol):
         A request that came before the answer to the one before it was over waits for that, as all such do; and so does
         one whose client has not taken earlier answers.
         """
-        self._in_head, self._asked = False, True
-        answering = self.cycle is not None and not self.cycle.response_complete
+        self._got_on = True
+        self._stop_waiting()
         refusal = None
-        if not answering and not self.flow.write_paused:
+        if self._idle and not self.flow.write_paused:
             if self.turnstile.concerns(self.parser.get_method(), self.url, self.headers):
                 refusal = self.turnstile.enter(self.url)
                 self._inside = refusal is None
@@ -85,13 +101,9 @@ class Protocol(HttpToolsProtocol):
         self._leave()
         super().on_response_complete()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the connection, and with it an answer that was not over."""
-        self._leave()
-        super().connection_lost(exc)
-
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
+        self._got_on = True
         if not self._refused:
             super().on_body(body)
 
@@ -99,6 +111,10 @@ class Protocol(HttpToolsProtocol):
         """Take a body's end."""
         if not self._refused:
             super().on_message_complete()
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _leave(self) -> None:
         if self._inside:
@@ -113,6 +129,15 @@ class Protocol(HttpToolsProtocol):
         if not stays:
             self.transport.close()
 
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _give_up(self) -> None:
-        if not self._asked:
+        self._patience = None
+        if self._idle:
             self.transport.close()

@@ -13,19 +13,24 @@ from leanseek.server.forms import JsonSchema, ResponseFormat
 from leanseek.server.openai import NOT_THINKING, Effort
 from leanseek.server.refusal import ApiError
 from leanseek.server.toolbox import MOST_TOOLS, Arguments, Function, Toolbox, ToolChoice
+from leanseek.server.unserved import Only, Unserved
 from leanseek.server.wire import (
     MOST_MESSAGES,
     Drawing,
     ModelName,
     Schema,
+    Scope,
     TokenCount,
     UserId,
+    Whole,
     Wire,
     join_text,
     text_schema,
 )
 
-TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
+TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+# What `include` may ask for that can be there; the rest belongs to tools that are not.
+LOGPROBS = "message.output_text.logprobs"
 
 
 def _text(value: Any) -> Any:
@@ -33,23 +38,52 @@ def _text(value: Any) -> Any:
 
 
 Text = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(text_schema(*TEXTS))]
+CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _items(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    """Return a list of items, each with its type; a text is a message, and a message may leave its type out."""
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if not isinstance(value, list):
+        return value
+    return [{"type": "message", **one} if isinstance(one, dict) else one for one in value]
 
 
-class Item(Wire):
-    """One thing that was said or done: a message, thinking, a call of a function, or its result."""
+class Said(Wire):
+    """A message."""
 
-    type: Literal["message", "reasoning", "function_call", "function_call_output"] = "message"
-    role: Literal["system", "developer", "user", "assistant"] | None = None
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text
+
+
+class Thought(Wire):
+    """What was thought before what comes next; what is encrypted is not known here and left out."""
+
+    type: Literal["reasoning"]
     content: Text = None
     summary: Text = None
-    call_id: Annotated[str, Field(max_length=256)] = ""
-    name: Annotated[str, Field(max_length=128)] = ""
-    arguments: Arguments = ""
-    output: Text = None
+
+
+class FunctionCall(Wire):
+    """A call of a function."""
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    arguments: Arguments
+
+
+class CallOutput(Wire):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: CallId
+    output: Text
+
+
+Item = Annotated[Said | Thought | FunctionCall | CallOutput, Field(discriminator="type")]
 
 
 class FunctionTool(Function):
@@ -92,8 +126,8 @@ class TextOptions(Wire):
     verbosity: str | None = None
 
 
-class ResponsesRequest(Wire):
-    """The body of POST /v1/responses."""
+class ResponsesRequest(Drawing, Unserved):
+    """The body of POST /v1/responses; how to draw is said as in chats where this protocol has no word for it."""
 
     input: Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES), BeforeValidator(_items)]
     model: ModelName | None = None
@@ -104,16 +138,20 @@ class ResponsesRequest(Wire):
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
     max_output_tokens: TokenCount | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    include: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
     stream: bool | None = None
     background: bool | None = None
     conversation: Any = None
     previous_response_id: str | None = None
     metadata: dict[str, str] | None = None
     user_id: UserId | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    user: Scope | None = None
+    safety_identifier: Scope | None = None
+    # What of this protocol is not done here and would change the reply.
+    prompt: Annotated[Any, Only("nothing is stored here; send the text as instructions and input")] = None
+    context_management: Annotated[Any, Only("shorten the input; /tokenize counts", [])] = None
+    moderation: Annotated[Any, Only("nothing is moderated")] = None
 
     @property
     def thinks(self) -> bool:
@@ -124,6 +162,12 @@ class ResponsesRequest(Wire):
     def effort(self) -> str | None:
         """How much to think, where the request says."""
         return self.reasoning.effort if self.reasoning is not None else None
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each one of the answer; None: no log-probabilities at all."""
+        wanted = self.top_logprobs is not None or LOGPROBS in (self.include or ())
+        return (self.top_logprobs or 0) if wanted else None
 
     def messages(self) -> list[Message]:
         """Return the items as chat formats take them: what the assistant did in a row is one message."""
@@ -139,23 +183,22 @@ class ResponsesRequest(Wire):
             thought, text, calls, speaking = None, "", [], False
 
         for item in self.input:
-            if item.type == "reasoning":
+            if isinstance(item, Thought):
                 close()
                 thought = item.content or item.summary or ""
-            elif item.type == "function_call":
+            elif isinstance(item, FunctionCall):
                 calls.append(ToolCall(item.call_id, item.name, item.arguments))
                 names[item.call_id], speaking = item.name, True
-            elif item.type == "message" and item.role == "assistant":
+            elif isinstance(item, Said) and item.role == "assistant":
                 if calls or (speaking and text):
                     close()
                 text, speaking = item.content or "", True
             else:
                 close()
-                if item.type == "function_call_output":
+                if isinstance(item, CallOutput):
                     said.append(Message("tool", item.output or "", None, (), item.call_id, names.get(item.call_id)))
                 else:
-                    role = "user" if item.role in (None, "user") else "system"
-                    said.append(Message(role, item.content or ""))
+                    said.append(Message("user" if item.role == "user" else "system", item.content or ""))
         close()
         return said
 
@@ -169,6 +212,7 @@ class ResponsesRequest(Wire):
             ("previous_response_id", self.previous_response_id, "nothing is stored here; send all items as input"),
             ("conversation", self.conversation, "nothing is stored here; send all items as input"),
             ("background", self.background, "answers are not kept; leave it out, or stream"),
+            ("n", (self.n or 1) > 1, "a response is one reply; ask /v1/chat/completions for several"),
         )
         for param, wanted, reason in refused:
             if wanted:
@@ -178,19 +222,16 @@ class ResponsesRequest(Wire):
             raise ApiError(422, "input: a message is needed", code="invalid_parameter", param="input")
         specs = [tool.spec() for tool in self.tools or ()]
         toolbox = Toolbox.of(specs, self.tool_choice, several=self.parallel_tool_calls is not False)
-        form = self.text.format.grammar() if self.text is not None and self.text.format is not None else None
-        if form is not None and toolbox.offered:
-            message = "text.format: together with tools only with tool_choice = 'none'"
-            raise ApiError(400, message, code="unsupported_parameter", param="text.format")
         return Asked(
             tuple(messages),
-            drawing=Drawing(temperature=self.temperature, top_p=self.top_p),
+            drawing=self,
             model=self.model,
             thinks=self.thinks,
             effort=self.effort,
             max_tokens=self.max_output_tokens,
             toolbox=toolbox,
-            form=form,
+            form=self.text.format.grammar() if self.text is not None and self.text.format is not None else None,
+            logprobs=self.logprobs,
             scope=self.user_id or self.safety_identifier or self.user or "",
             param="input",
         )

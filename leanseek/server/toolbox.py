@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from leanseek.engine.grammar import terms_of
 from leanseek.engine.request import Grammar
-from leanseek.errors import UsageError
+from leanseek.errors import EngineError, UsageError
 from leanseek.messages import ToolCall, ToolSpec
 from leanseek.server.refusal import ApiError
 from leanseek.server.wire import Schema, Wire
@@ -64,25 +65,49 @@ class Call(Wire):
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether tools are to be called: "none", "auto", "required", or "named", which means the one function."""
+    """Whether tools are to be called.
+
+    Args:
+        kind: "none", "auto", "required", or "named", which means the one function.
+        name: of that function.
+        allowed: names of the functions that may be called, of those that the model is told of; None: all.
+    """
 
     kind: Literal["none", "auto", "required", "named"] = "auto"
     name: str | None = None
+    allowed: tuple[str, ...] | None = None
 
 
 def _choice(value: Any) -> Any:
-    """Read OpenAI's tool_choice; of the function form, both spellings."""
+    """Read OpenAI's tool_choice; of its objects, both spellings: chats put what they mean one level deeper."""
     if value is None or isinstance(value, Choice):
         return value or Choice()
     if value in ("none", "auto", "required"):
         return Choice(value)
-    if isinstance(value, dict) and value.get("type") == "function":
-        named = value.get("function") if isinstance(value.get("function"), dict) else value
-        if isinstance(named.get("name"), str):
-            return Choice("named", named["name"])
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "function" and (name := _named(value)) is not None:
+        return Choice("named", name)
+    if kind == "allowed_tools":
+        inner = value.get("allowed_tools") if isinstance(value.get("allowed_tools"), dict) else value
+        mode, tools = inner.get("mode", "auto"), inner.get("tools")
+        names = [_named(tool) for tool in tools] if isinstance(tools, list) else []
+        found = tuple(name for name in names if name is not None)
+        if mode in ("auto", "required") and found and len(found) == len(names) <= MOST_TOOLS:
+            return Choice(mode, allowed=found)
     raise PydanticCustomError(
-        "tool_choice", '"none", "auto", "required" or {"type": "function", "function": {"name": ...}} is accepted'
+        "tool_choice",
+        '"none", "auto", "required", {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", '
+        '"allowed_tools": {"mode": "auto" or "required", "tools": [functions]}} is accepted',
     )
+
+
+def _named(value: Any) -> str | None:
+    """Return the name of a function that is meant, if one is."""
+    if not isinstance(value, dict) or value.get("type") != "function":
+        return None
+    function = value.get("function")
+    name = function.get("name") if isinstance(function, dict) else value.get("name")
+    return name if isinstance(name, str) else None
 
 
 ToolChoice = Annotated[Any, BeforeValidator(_choice)]
@@ -117,6 +142,10 @@ class Toolbox:
         if choice.kind == "named" and choice.name not in names:
             message = f"tool_choice names the function {choice.name!r:.80}, which is not among the tools"
             raise ApiError(422, message, code="invalid_parameter", param="tool_choice")
+        unknown = [name for name in choice.allowed or () if name not in names]
+        if unknown:
+            message = f"tool_choice allows the function {unknown[0]!r:.80}, which is not among the tools"
+            raise ApiError(422, message, code="invalid_parameter", param="tool_choice")
         if choice.kind == "required" and not names:
             message = "tool_choice is 'required', but there are no tools; list some or leave it out"
             raise ApiError(422, message, code="invalid_parameter", param="tool_choice")
@@ -127,25 +156,31 @@ class Toolbox:
         """The functions that the model is told of."""
         return () if self.choice.kind == "none" else self.specs
 
-    def grammar(self, chat: ChatFormat, *, thinking: bool) -> Grammar | None:
+    def grammar(self, chat: ChatFormat, *, thinking: bool, form: Grammar | None = None) -> Grammar | None:
         """Return the grammar of a reply with these tools; None without any.
 
         Args:
             chat: of the model.
             thinking: whether the reply starts inside thinking.
+            form: what a reply that calls nothing must be; None: anything.
         Raises:
-            ApiError: the chat format has no tools, or a function's parameters cannot be held to.
+            ApiError: the chat format has no tools, a function's parameters cannot be held to, or the form cannot stand
+                beside calls.
         """
         if not self.offered:
             return None
+        allowed = self.choice.allowed
         try:
             found = chat.guide(
-                self.offered,
+                [spec for spec in self.offered if allowed is None or spec.name in allowed],
                 forced=self.choice.kind == "required",
                 name=self.choice.name,
                 thinking=thinking,
                 several=self.several,
+                answer=terms_of(form, after_thinking=thinking) if form is not None else "",
             )
+        except EngineError as error:
+            raise ApiError(400, f"response_format: {error}", code="invalid_grammar", param="response_format") from None
         except UsageError as error:
             raise ApiError(400, str(error), code="invalid_tools", param="tools") from None
         return Grammar("tools" if found.marker else "lark", found.text, found.marker, after_thinking=thinking)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from leanseek.errors import LeanseekError
 from leanseek.server.bridge import Bridge
-from leanseek.server.gate import MARKS, Gate
+from leanseek.server.gate import MARKS, Gate, named
 from leanseek.server.journal import Journal
 from leanseek.server.refusal import as_api_error, error_response, speaks_anthropic
 from leanseek.server.ticket import OverloadedError
@@ -68,7 +68,8 @@ class Turnstile:
             status, sent, body = _answer(str(error), error.retry_s, speaks_anthropic(path))
             request_id = secrets.token_hex(16)
             self._journal.note("POST", path, status, request_id)
-            return status, b"%bx-request-id: %b\r\n\r\n%b" % (sent, request_id.encode(), body)
+            names = b"".join(b"%b: %b\r\n" % pair for pair in named(request_id.encode(), path))
+            return status, b"%b%b\r\n%b" % (sent, names, body)
         except LeanseekError:  # the application says what is wrong
             pass
         self._inside += 1

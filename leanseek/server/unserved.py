@@ -77,4 +77,5 @@ class UnservedChat(Unserved):
     function_call: Annotated[Any, Only("give tool_choice", "none", "auto")] = None
     modalities: Annotated[Any, Only("text is all that comes", ["text"], [])] = None
     audio: Annotated[Any, Only("text is all that comes")] = None
+    moderation: Annotated[Any, Only("nothing is moderated")] = None
     web_search_options: Annotated[Any, Only("the server asks nobody else; give tools")] = None

@@ -77,6 +77,7 @@ class Usage:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": self.cached_tokens,
             "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
             **self._cost(),
         }
 
@@ -84,7 +85,7 @@ class Usage:
         """Return it in the fields of OpenAI's Responses."""
         return {
             "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": self.cached_tokens},
+            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": self.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
             "total_tokens": self.prompt_tokens + self.completion_tokens,

@@ -106,6 +106,8 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), Whole]
 ModelName = Annotated[str, Field(max_length=512)]
 UserId = Annotated[str, AfterValidator(_user_id), WithJsonSchema({"type": "string", "pattern": f"^{USER_ID.pattern}$"})]
+# Who asks, as other protocols than DeepSeek's say it.
+Scope = Annotated[str, Field(max_length=512)]
 Biases = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=MOST_BIASES),

@@ -104,6 +104,7 @@ class ChatFormat:
         name: str | None = None,
         thinking: bool = False,
         several: bool = True,
+        answer: str = "",
     ) -> Guide:
         """Return a grammar of calls in this format; arguments as of `guides.guide`.
 
@@ -111,7 +112,16 @@ class ChatFormat:
             UsageError: a format without tools, or a schema that cannot be held.
         """
         self._dialect.check((), tools)
-        return guide(self._dialect, self.tokenizer, tools, forced=forced, name=name, thinking=thinking, several=several)
+        return guide(
+            self._dialect,
+            self.tokenizer,
+            tools,
+            forced=forced,
+            name=name,
+            thinking=thinking,
+            several=several,
+            answer=answer,
+        )
 
     @classmethod
     def load(cls, folder: str | Path, name: str | None = None) -> ChatFormat:

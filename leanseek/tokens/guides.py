@@ -9,11 +9,11 @@ from typing import Any
 
 from leanseek.errors import UsageError
 from leanseek.messages import ToolCall, ToolSpec
-from leanseek.tokens.arguments import checked_name, dumps, joined, quote
+from leanseek.tokens.arguments import checked_name, joined, quote
 from leanseek.tokens.dialect import Dialect
 from leanseek.tokens.dsml import DSML, TagCalls
 from leanseek.tokens.marks import plain
-from leanseek.tokens.schemas import JSON_OPTIONS, Raw, Value, alternatives, arguments_of, parameters_of, without_tags
+from leanseek.tokens.schemas import Raw, Value, alternatives, arguments_of, json_term, parameters_of, without_tags
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.tokens.toolcalls import TaggedCalls
 
@@ -48,6 +48,7 @@ def guide(
     name: str | None = None,
     thinking: bool = False,
     several: bool = True,
+    answer: str = "",
 ) -> Guide:
     """Return the grammar of calls of some functions, as the format writes and reads them.
 
@@ -61,6 +62,8 @@ def guide(
         name: the one function that must be called, once.
         thinking: whether a forced reply thinks first.
         several: whether one reply may have more than one call.
+        answer: what a reply without calls must be, as a rule's terms; "": anything. A reply is then either of the two,
+            and the grammar holds from the start.
     Raises:
         UsageError: no tools, a format without them, a name that is not among them, or parameters that are not an
             object's schema.
@@ -74,11 +77,12 @@ def guide(
     if not dialect.has_tools:
         raise UsageError(f"the chat format {dialect.name} has no tools; v3, r1, v31, v32 and template have")
     writer = _Writer(dialect, tokenizer)
-    if not forced:
+    if not forced and not answer:
         rest = writer.opening.split(writer.marker, 1)[1]
         return Guide(writer.named(writer.marker), writer.grammar(writer.terms(rest), tools, several=several))
     lead = f"({writer.terms(dialect.after_end)})? " if thinking and dialect.after_end else ""
-    return Guide("", writer.grammar(lead + writer.terms(writer.opening), tools, several=several))
+    first = lead + writer.terms(writer.opening)
+    return Guide("", writer.grammar(first, tools, several=several, answer="" if forced else answer))
 
 
 class _Writer:
@@ -105,14 +109,14 @@ class _Writer:
         # Where tags are no tokens, they must not stand in a value.
         self._of_tokens = bool(dialect.marks.within([self._end]))
 
-    def grammar(self, first: str, tools: Sequence[ToolSpec], *, several: bool) -> str:
-        """Return the grammar that begins with some terms."""
+    def grammar(self, first: str, tools: Sequence[ToolSpec], *, several: bool, answer: str = "") -> str:
+        """Return the grammar of calls behind some terms, or else of an answer."""
         for i, tool in enumerate(tools):
             name = checked_name(tool.name)
             name = quote(name)[1:-1] if isinstance(self._calls, TaggedCalls) else name
             self._rules.append(f"call_{i}: {self.terms(name + self._head)} {self._arguments(f'call_{i}', tool)}")
         more = f"({self.terms(self._between)} call)* " if several else ""
-        start = f"start: {first} call {more}{self.terms(self._end)}"
+        start = f"start: {first} call {more}{self.terms(self._end)}" + (f" | {answer}" if answer else "")
         call = f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"
         return "\n".join([start, call, *self._rules]) + "\n"
 
@@ -190,4 +194,4 @@ class _Writer:
         schema = {} if schema is True else dict(schema)
         schema = schema if self._of_tokens else without_tags(schema)
         kept = {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
-        return f"%json {dumps({**kept, 'x-guidance': {**JSON_OPTIONS, 'lenient': not strict}})}"
+        return json_term(kept, lenient=not strict)

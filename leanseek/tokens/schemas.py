@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ _ABOUT = {
 }
 _NO_TAG = "^[^<]*$"
 _ANY = "leanseek-any"
+
+
+def json_term(schema: Schema, **options: Any) -> str:
+    """Return the term of a rule for JSON of this schema, with some more of llguidance's options."""
+    return f"%json {json.dumps({**schema, 'x-guidance': {**JSON_OPTIONS, **options}})}"
 
 
 @dataclass(frozen=True)

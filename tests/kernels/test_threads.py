@@ -156,3 +156,22 @@ def test_what_was_kept_goes_back_to_the_kernel_when_it_is_told_to():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     kept, left = map(int, done.stdout.split())
     assert kept > 150 and left < 50, "200 MiB were freed"
+
+
+def test_ctrl_c_while_threads_are_started_leaves_none_at_work(monkeypatch):
+    """The second thread runs, but its pool does not know of it: start() was interrupted behind the beginning."""
+    start, started, begun = threading.Thread.start, [], []
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([lambda: begun.append(1)] * 3)
+    for thread in started:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert begun == []

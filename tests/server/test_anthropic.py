@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import anthropic
+import pydantic
 import pytest
 
 from leanseek.messages import Message, ToolCall, ToolSpec
 from leanseek.server.anthropic import CountRequest, MessagesRequest
-from leanseek.server.refusal import ApiError, parse_body
+from leanseek.server.blocks import Blocks
+from leanseek.server.refusal import ApiError, error_response, parse_body
+from leanseek.server.reply import Reply, Said
+from leanseek.server.usage import Usage
 from leanseek.tokens.chat import ChatFormat
 from tests.server.test_app import send
 
@@ -61,6 +65,7 @@ def test_a_message(speak, serve, claude):
     thinking, text = message.content
     assert (thinking.type, thinking.thinking) == ("thinking", "5 +3")
     assert (text.type, text.text) == ("text", "total 8")
+    assert len(message._request_id) == 32
     assert (message.role, message.type, message.model) == ("assistant", "message", "tiny")
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.usage.input_tokens + message.usage.cache_read_input_tokens == len(engine.prompts[0])
@@ -176,12 +181,97 @@ def test_a_conversation_with_tools_reaches_the_model():
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
         ({"thinking": {"type": "adaptive"}}, True),
         ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, True),
         ({"output_config": {"effort": "max"}}, True),
         ({"messages": [*ASK, {"role": "assistant", "content": "So"}]}, False),  # goes on
     ],
 )
 def test_thinking(fields, thinks):
     assert parse(**fields).thinks is thinks
+
+
+def test_thinking_that_is_not_to_be_shown(speak, serve, claude):
+    client = claude(serve(speak("total 8", "5 +3")))
+    asked = {"model": "tiny", "max_tokens": 100, "messages": ASK}
+    asked["thinking"] = {"type": "adaptive", "display": "omitted"}
+    whole = client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        kinds = [event.delta.type for event in stream if event.type == "content_block_delta"]
+        final = stream.get_final_message()
+    assert "thinking_delta" not in kinds and kinds[0] == "signature_delta"
+    for message in (whole, final):
+        thinking, text = message.content
+        assert (thinking.type, thinking.thinking, text.text) == ("thinking", "", "total 8")
+        assert thinking.signature
+        assert message.usage.output_tokens_details.thinking_tokens > 3
+
+
+def test_a_format(speak, serve, claude):
+    class Answer(pydantic.BaseModel):
+        total: int
+
+    engine = speak('{"total": 8}', "hm")
+    parsed = claude(serve(engine)).messages.parse(model="tiny", max_tokens=90, messages=ASK, output_format=Answer)
+    assert parsed.parsed_output == Answer(total=8)
+    grammar = engine.seen[0].grammar
+    assert (grammar.kind, grammar.after_thinking) == ("json_schema", True)
+    assert json.loads(grammar.text)["properties"]["total"]["type"] == "integer"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "name"),
+    [
+        (None, "auto", None),
+        ({"type": "auto"}, "auto", None),
+        ({"type": "any"}, "required", None),
+        ({"type": "none"}, "none", None),
+        ({"type": "tool", "name": "weather"}, "named", "weather"),
+    ],
+)
+def test_tool_choice(given, kind, name):
+    choice = parse(tools=[WEATHER], tool_choice=given).toolbox.choice
+    assert (choice.kind, choice.name) == (kind, name)
+
+
+@pytest.mark.parametrize("given", [{"type": "tool"}, {"type": "tool", "name": "other"}, {"type": "required"}])
+def test_a_tool_choice_that_cannot_be(given):
+    with pytest.raises(ApiError, match="tool_choice"):
+        parse(tools=[WEATHER], tool_choice=given)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text"},
+        {"type": "thinking", "signature": "x"},
+        {"type": "tool_use", "id": "t", "input": {}},
+        {"type": "tool_use", "id": "t", "name": "weather", "input": "{}"},
+        {"type": "tool_result", "content": "rain"},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {}}]},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
+        {"type": "image", "source": {}},
+        "text",
+    ],
+)
+def test_a_block_that_is_none(block):
+    with pytest.raises(ApiError, match=r"^messages\.0\.content\.0"):
+        parse(messages=[{"role": "user", "content": [block]}])
+
+
+def test_whole_history_of_blocks_is_taken():
+    blocks = [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = parse(messages=[*ASK, {"role": "assistant", "content": blocks}, *ASK])
+    assert asked.messages[1] == Message("assistant", "ab")
+
+
+def test_a_reply_that_the_context_or_the_server_ends(speak, serve, claude):
+    engine = speak("the total is 8 " * 20, None, context_tokens=60)
+    plain = {"thinking": {"type": "disabled"}, "messages": ASK}
+    message = claude(serve(engine)).messages.create(model="tiny", max_tokens=1000, **plain)
+    assert message.stop_reason == "model_context_window_exceeded"
+    reply = Reply(engine.chat, (), thinking=False)
+    reply.end("insufficient_system_resource")
+    assert Blocks("tiny").whole([Said()], [reply], Usage(3))["stop_reason"] == "pause_turn"
 
 
 def test_the_last_message_is_gone_on_with(speak, serve, tiny_tokenizer):
@@ -216,7 +306,35 @@ def test_errors_as_its_client_knows_them(speak, serve, claude, fields, error):
     with pytest.raises(error) as caught:
         client.messages.create(**{"model": "tiny", "max_tokens": 5, "messages": ASK, **fields})
     assert caught.value.body["type"] == "error"
+    assert len(caught.value.request_id) == 32
     assert set(caught.value.body["error"]) == {"type", "message"}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "openais"),
+    [
+        (400, "invalid_request_error", "invalid_request_error"),
+        (401, "authentication_error", "authentication_error"),
+        (402, "billing_error", "insufficient_balance_error"),
+        (403, "permission_error", "permission_error"),
+        (404, "not_found_error", "invalid_request_error"),
+        (408, "timeout_error", "invalid_request_error"),
+        (413, "request_too_large", "invalid_request_error"),
+        (422, "invalid_request_error", "invalid_request_error"),
+        (429, "rate_limit_error", "rate_limit_error"),
+        (500, "api_error", "server_error"),
+        (503, "overloaded_error", "server_error"),
+    ],
+)
+def test_every_status_has_its_name_in_both_protocols(status, kind, openais):
+    error = ApiError(status, "no", code="it", param="x")
+    for path in ("/v1/messages", "/v1/messages/count_tokens", "/anthropic/v1/messages"):
+        answer = error_response(error, path)
+        assert answer.status_code == (400 if status == 422 else status)
+        assert json.loads(answer.body) == {"type": "error", "error": {"type": kind, "message": "no"}}
+    answer = error_response(error, "/v1/chat/completions")
+    assert answer.status_code == status
+    assert json.loads(answer.body)["error"] == {"message": "no", "type": openais, "param": "x", "code": "it"}
 
 
 def test_keys(speak, serve, claude):
@@ -260,4 +378,6 @@ def test_models(speak, serve, claude):
     for base in ("", "/anthropic"):
         listed = claude(listener, base=base).models.list()
         assert listed.data[0].id == "tiny"
+        one = claude(listener, base=base).models.retrieve("tiny")
+        assert (one.type, one.id) == ("model", "tiny")
         assert not listed.has_more

@@ -89,6 +89,9 @@ def test_the_openai_clients_parse_helper(speak, serve, connect):
         ({"response_format": {"type": "json_object"}, "thinking": {"type": "disabled"}}, "json_object", False),
         ({"tools": [NOW]}, "tools", True),
         ({"tools": [NOW], "tool_choice": "none"}, None, None),
+        ({"tools": [NOW], "tool_choice": "none", "response_format": {"type": "json_object"}}, "json_object", True),
+        ({"tools": [NOW], "response_format": {"type": "json_object"}}, "lark", True),
+        ({"tools": [NOW], "guided_regex": "a/b"}, "lark", True),
         ({"tools": [NOW], "tool_choice": "required"}, "lark", True),
         ({"tools": [NOW], "tool_choice": "required", "thinking": {"type": "disabled"}}, "lark", False),
         ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "now"}}}, "lark", True),
@@ -139,6 +142,21 @@ def test_top_logprobs(speak, serve, connect, tiny_tokenizer):
     assert all(one.top_logprobs[0].token == one.token for one in entries)
     entries = client.chat.completions.create(**asked).choices[0].logprobs.content
     assert all(one.top_logprobs == [] for one in entries)
+
+
+def test_log_probabilities_beside_calls(speak, serve):
+    listener = serve(speak("I look.", "which?", CALLS))
+    asked = {"tools": [WEATHER, NOW], "logprobs": True, "top_logprobs": 2}
+    whole = json.loads(post(listener, **asked)[1])["choices"][0]
+    told = whole["logprobs"]
+    assert "".join(one["token"] for one in told["content"]) == whole["message"]["content"] == "I look."
+    thought = "".join(one["token"] for one in told["reasoning_content"])
+    assert thought == whole["message"]["reasoning_content"] == "which?"
+    _, body = post(listener, **asked, stream=True, n=3)
+    for message in check_chat_stream(body, n=3):
+        assert [one["token"] for one in message["logprobs"]] == [one["token"] for one in told["content"]]
+        assert all(len(one["top_logprobs"]) == 2 for one in message["logprobs"])
+        assert len(message["tool_calls"]) == 2
 
 
 def test_real_top_logprobs(client):
@@ -279,6 +297,34 @@ def test_a_real_call_that_is_forced(make_model, tiny_tokenizer, serve):
     (call,) = message["tool_calls"]
     assert (call["name"], message["finish_reason"]) == ("f", "tool_calls")
     assert isinstance(json.loads(call["arguments"])["on"], bool)
+
+
+def test_a_form_beside_tools(speak, serve, connect):
+    class Answer(pydantic.BaseModel):
+        total: int
+
+    engine = speak('{"total": 8}', "hm")
+    parsed = connect(serve(engine)).chat.completions.parse(
+        model="tiny", messages=ASK, response_format=Answer, tools=[{**NOW, "function": {"name": "now", "strict": True}}]
+    )
+    assert parsed.choices[0].message.parsed == Answer(total=8)
+    assert "call_0" in engine.seen[0].grammar.text and '"total"' in engine.seen[0].grammar.text
+
+
+def test_tools_that_are_shown_and_may_not_be_called(speak, serve):
+    engine = speak("b")
+    allowed = {"mode": "auto", "tools": [NOW]}
+    listener = serve(engine)
+    for choice in ("auto", {"type": "allowed_tools", "allowed_tools": allowed}):
+        assert post(listener, tools=[WEATHER, NOW], tool_choice=choice)[0] == 200
+    assert engine.prompts[0] == engine.prompts[1]
+    assert ["weather" in params.grammar.text for params in engine.seen] == [True, False]
+
+
+def test_a_grammar_of_several_rules_cannot_stand_beside_tools(speak, serve):
+    status, body = post(serve(speak("b")), tools=[NOW], guided_grammar='start: "a"')
+    assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_grammar")
+    assert "regex" in json.loads(body)["error"]["message"]
 
 
 def test_the_grammar_of_tools_is_the_chat_formats(speak, serve):

@@ -89,6 +89,7 @@ def test_lm_evals_local_completions_on_a_file_of_tasks(tmp_path, monkeypatch, ma
             {**choosing, "doc_to_target": "{{gold}}", "metric_list": [{"metric": "acc"}]},
             {**saying, "doc_to_target": "{{choices[gold]}}", "metric_list": [{"metric": "exact_match"}]},
         ],
+        task_manager=lm_eval.tasks.TaskManager(include_defaults=False),  # it would read thousands of files
         bootstrap_iters=0,
         log_samples=True,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
@@ -188,11 +189,31 @@ def test_ctrl_c_finishes_what_is_under_way(script, capfd):
 
     thread = threading.Thread(target=client)
     thread.start()
+    frozen = gc.get_freeze_count()
     listener.run()  # in the main thread, which gets the signal
     thread.join(5)
+    assert gc.get_freeze_count() == 0 == frozen
     assert got == ["refused", "answer"]
     assert listener.bridge.state == "closed"
     assert "stopping when 1 requests are answered, within 120 s" in capfd.readouterr().err
+
+
+def test_the_garbage_collector_is_the_processs_where_a_server_is_but_a_part_of_it(script):
+    listener = Listener(lambda report: script("a", "b"), Served("tiny"), port=0)
+    with listener.background():
+        assert gc.get_freeze_count() == 0
+    alone, seen = Listener(lambda report: script("a", "b"), Served("tiny"), port=0), []
+
+    def look():
+        alone.bridge.wait(5)
+        seen.append(gc.get_freeze_count())
+        alone.stop()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    alone.run()
+    thread.join(5)
+    assert seen[0] > 1000 and gc.get_freeze_count() == 0
 
 
 def test_url():

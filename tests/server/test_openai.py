@@ -92,6 +92,7 @@ def test_a_wrong_field_is_422_and_named(fields, param):
     assert str(caught.value).startswith(param)
 
 
+ALLOWED, THEN = ({"type": "function", "function": {"name": name}} for name in ("now", "then"))
 NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}, "strict": True}}
 
 
@@ -102,7 +103,7 @@ NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "o
         ({"tools": [NOW, NOW]}, 422, "tools"),
         ({"tool_choice": "required"}, 422, "tool_choice"),
         ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "then"}}}, 422, "tool_choice"),
-        ({"tools": [NOW], "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"tools": [NOW], "tool_choice": {"type": "allowed_tools", "tools": [ALLOWED, THEN]}}, 422, "tool_choice"),
     ],
 )
 def test_fields_that_do_not_go_together(fields, status, param):
@@ -177,10 +178,33 @@ def test_tools_in_the_history():
         ("required", Choice("required")),
         ({"type": "function", "function": {"name": "now"}}, Choice("named", "now")),
         ({"type": "function", "name": "now"}, Choice("named", "now")),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [ALLOWED]}},
+            Choice("required", allowed=("now",)),
+        ),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "now"}]},
+            Choice("auto", allowed=("now",)),
+        ),
     ],
 )
 def test_tool_choice(given, expected):
     assert parse(tools=[NOW], tool_choice=given).asked().toolbox.choice == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "allowed_tools"},
+        {"type": "allowed_tools", "tools": []},
+        {"type": "allowed_tools", "mode": "none", "tools": [ALLOWED]},
+        {"type": "allowed_tools", "tools": [ALLOWED, {"type": "web_search"}]},
+        {"type": "custom", "name": "now"},
+    ],
+)
+def test_a_tool_choice_that_cannot_be(given):
+    with pytest.raises(ApiError, match="tool_choice"):
+        parse(tools=[NOW], tool_choice=given)
 
 
 def test_the_form_of_the_answer():

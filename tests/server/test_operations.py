@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -484,6 +485,64 @@ def test_a_client_that_never_says_what_it_wants_is_dropped(script, serve, monkey
     with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
         opened.sendall(said)
         assert opened.recv(100) == b""
+
+
+@pytest.mark.parametrize("said", [b"G", b"POST /health HTTP/1.1\r\nX-Slow: "])
+def test_neither_is_one_that_said_something_before(script, serve, monkeypatch, said):
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    listener = serve(script("a", "b"))
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+        opened.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert opened.recv(1000).startswith(b"HTTP/1.1 200 ")
+        opened.sendall(said)
+        assert opened.recv(100) == b""
+
+
+def test_one_that_goes_on_with_a_body_that_was_refused_is_dropped(script, serve, monkeypatch):
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    listener = serve(script("a", "b"))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+        opened.sendall(head + b"{")
+        assert opened.recv(1000).startswith(b"HTTP/1.1 413 ")
+        opened.sendall(b" ")
+        assert opened.recv(100) == b""
+
+
+def test_what_stands_behind_a_body_in_chunks_has_a_limit(script, serve):
+    listener = serve(script("a", "b"))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as opened:
+        opened.sendall(head + b"1\r\n{\r\n0\r\nx-endless: ")
+        try:
+            for _ in range(64):
+                opened.sendall(b"a" * 4096)
+            said = opened.recv(100)
+        except ConnectionError:
+            said = b""
+    assert said == b"" or said.startswith(b"HTTP/1.1 431 ")
+    assert send(listener, "GET", "/health")[0] == 200
+
+
+def test_a_compressed_body_is_refused_unread(script, serve):
+    bomb = gzip.compress(bytes(16 << 20))
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        status, _, text = send(serve(script("a", "b")), "POST", path, bomb, {"content-encoding": "gzip"})
+        assert (status, "plain JSON" in json.loads(text)["error"]["message"]) == (415, True)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/chat/completions"), ("PUT", "/v1/models"), ("POST", "/")])
+def test_a_method_that_is_not_there(script, serve, method, path):
+    status, headers, text = send(serve(script("a", "b")), method, path)
+    assert status == 405
+    assert method not in headers["allow"]
+    assert method in json.loads(text)["error"]["message"] and headers["allow"].split(",")[0] in text.decode()
+
+
+def test_head_has_no_body(script, serve):
+    status, headers, text = send(serve(script("a", "b")), "HEAD", "/v1/models")
+    assert (status, text) == (200, b"")
+    assert int(headers["content-length"]) > 0
 
 
 def test_options_that_make_no_sense():

@@ -505,22 +505,9 @@ def test_text_stands_out_from_its_ground(browser, site, theme):
     browser.click("#close-settings")
 
 
-class WithPage:
-    """A server's application with the page's files before it."""
-
-    def __init__(self, app):
-        self.app, self.page = app, Page()
-
-    async def __call__(self, scope, receive, send):
-        known = scope["type"] == "http" and scope["method"] == "GET"
-        answer = self.page.respond(Request(scope)) if known else None
-        await (answer or self.app)(scope, receive, send)
-
-
 @pytest.mark.browser
 def test_it_talks_with_a_real_model(chromium, tiny_model, tiny_tokenizer):
     listener = Listener(lambda report: Engine(tiny_model, tiny_tokenizer, max_batch=2), Served("tiny"), port=0)
-    listener._server.config.app = WithPage(listener._server.config.app)
     with listener.background():
         chromium.complaints()
         chromium.open(f"{listener.url}/")

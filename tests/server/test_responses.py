@@ -11,6 +11,7 @@ import pytest
 from leanseek.messages import Message, ToolCall
 from leanseek.server.refusal import ApiError, parse_body
 from leanseek.server.responses import ResponsesRequest
+from leanseek.server.toolbox import Choice
 from tests.server.test_anthropic import events_of
 from tests.server.test_app import send
 
@@ -85,6 +86,66 @@ def test_the_parse_helper(speak, serve, connect):
     assert engine.seen[0].grammar.kind == "json_schema"
 
 
+@pytest.mark.parametrize("fields", [{"include": ["message.output_text.logprobs"]}, {"top_logprobs": 2}])
+def test_log_probabilities(speak, serve, connect, fields):
+    client = connect(serve(speak("größer 🙂 8", "hm")))
+    asked = {"model": "tiny", "input": "start", **fields}
+    part = client.responses.create(**asked).output[-1].content[0]
+    assert "".join(one.token for one in part.logprobs) == part.text
+    assert all(one.logprob == -0.5 for one in part.logprobs)
+    assert {len(one.top_logprobs) for one in part.logprobs} == {fields.get("top_logprobs", 0)}
+    events = list(client.responses.create(**asked, stream=True))
+    told = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    (done,) = (event for event in events if event.type == "response.output_text.done")
+    assert [one.token for one in done.logprobs] == [one.token for one in part.logprobs]
+    assert told and "".join(one.token for one in told) == part.text
+    assert events[-1].response.output[-1].content[0].logprobs == part.logprobs
+
+
+def test_without_being_asked_for_there_are_none(speak, serve, connect):
+    part = connect(serve(speak("so"))).responses.create(model="tiny", input="start").output[-1].content[0]
+    assert part.logprobs == []
+
+
+def test_how_it_is_drawn_and_which_tools_are_allowed():
+    now = {"type": "function", "name": "now", "parameters": {}, "strict": True}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
+    asked = parse(seed=7, stop=["."], top_k=3, temperature=0.5, tools=[WEATHER, now], tool_choice=choice)
+    assert (asked.drawing.seed, asked.drawing.stop, asked.drawing.top_k) == (7, (".",), 3)
+    assert asked.toolbox.choice == Choice("required", allowed=("now",))
+
+
+def test_the_choice_of_tools_is_told_as_it_was_made(speak, serve, connect):
+    client = connect(serve(speak("so")))
+    choices = (
+        ("auto", "auto"),
+        ({"type": "function", "name": "weather"},) * 2,
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]},) * 2,
+    )
+    for given, told in choices:
+        response = client.responses.create(model="tiny", input="a", tools=[WEATHER], tool_choice=given).to_dict()
+        assert response["tool_choice"] == told
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "robot", "content": "a"},
+        {"content": "a"},
+        {"type": "function_call", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "output": "a"},
+        {"type": "item_reference", "id": "msg_1"},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+        {"role": "user", "content": [{"type": "input_image", "image_url": "https://example.com/a.png"}]},
+        7,
+    ],
+)
+def test_an_item_that_is_none(item):
+    with pytest.raises(ApiError, match=r"^input\.0") as caught:
+        parse(input=[item])
+    assert caught.value.status == 422
+
+
 def test_a_reply_that_is_cut_off_is_incomplete(speak, serve, connect):
     response = connect(serve(speak("the total", None))).responses.create(
         model="tiny", input="start", max_output_tokens=2, reasoning={"effort": "none"}
@@ -119,7 +180,9 @@ def test_items():
     assert (asked.scope, asked.thinks) == ("ann", True)
 
 
-@pytest.mark.parametrize("fields", [{"previous_response_id": "resp_1"}, {"background": True}, {"conversation": "c"}])
+@pytest.mark.parametrize(
+    "fields", [{"previous_response_id": "resp_1"}, {"background": True}, {"conversation": "c"}, {"n": 2}]
+)
 def test_what_would_need_a_store_is_refused(fields):
     with pytest.raises(ApiError) as caught:
         parse(**fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from leanseek.engine.grammar import GrammarCompiler
+from leanseek.engine.grammar import GrammarCompiler, terms_of
 from leanseek.engine.request import Grammar
 from leanseek.errors import EngineError, UsageError
 from leanseek.messages import Message, ToolCall, ToolSpec
@@ -194,6 +195,42 @@ def test_forced_replies_are_calls_after_the_thinking(form: str, thinking: bool, 
             assert message.tool_calls
             check(message)
     assert ended
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["json_schema", "regex"])
+def test_a_reply_is_calls_or_the_answer_that_is_wanted(form: str, kind: str, make: Callable[..., Any]) -> None:
+    chat, compiler = make(form)
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    answer = Grammar("json_schema", json.dumps(schema)) if kind == "json_schema" else Grammar("regex", r"[ab]/\/c+")
+    thinking = chat.thinks
+    terms = terms_of(answer, after_thinking=thinking)
+    found = guide(chat._dialect, chat.tokenizer, TOOLS, thinking=thinking, answer=terms)
+    assert not found.marker
+    thought = [*chat.tokenizer.encode("think of it"), chat.end_think_id] if thinking else []
+    opening = chat._marks.encode(chat._dialect.calls.render([ToolCall("", "now", "{}")]))[:2]
+    ends = {"calls": 0, "answer": 0}
+    for seed in range(8):
+        said = [*thought, *(opening if seed % 2 else chat.tokenizer.encode("{" if kind == "json_schema" else "a"))]
+        ids, complete = draw(
+            compiler, grammar_of(found), seed, said, starts_in_thinking=thinking, end_think_id=chat.end_think_id
+        )
+        opens = chat._dialect.opens_thinking
+        message = chat.parse(ids if opens else ids[len(thought) :], starts_in_thinking=thinking)
+        if not complete:
+            continue
+        ends["calls" if seed % 2 else "answer"] += 1
+        assert bool(message.tool_calls) == bool(seed % 2)
+        check(message)
+        if not seed % 2 and kind == "json_schema":
+            assert fits(json.loads(message.content), schema, schema)
+        elif not seed % 2:
+            assert re.fullmatch(answer.text, message.content.strip())
+    assert min(ends.values()) > 0
+    state = compiler.compile(grammar_of(found), thinking, chat.end_think_id)
+    for token in [*thought, *chat.tokenizer.encode("x")]:
+        state.note(token)
+    assert state.error is not None
 
 
 def test_a_named_function_alone_is_called_once(make: Callable[..., Any]) -> None:

@@ -46,6 +46,7 @@ def chat(
     Where no sampling is given, the model's generation_config.json says it, or the server.
 
     Example: leanseek chat runs/laptop --temperature 0
+
     Example: leanseek chat http://127.0.0.1:8000
 
     Args:

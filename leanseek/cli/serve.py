@@ -44,6 +44,8 @@ def serve(
 
     Example: leanseek serve runs/laptop --port 8000
 
+    Example: leanseek serve runs/laptop --host 0.0.0.0 --api-key-file keys.txt --cache-dir cache
+
     Args:
         model: A run folder (its latest checkpoint) or a model folder.
         host: Address to listen on; one that other machines can reach needs --api-key-file or --insecure.

@@ -25,7 +25,7 @@ FIELDS = sorted(
     top_p top_k min_p seed n stop stream stream_options logprobs top_logprobs presence_penalty frequency_penalty
     repetition_penalty logit_bias tools tool_choice parallel_tool_calls response_format user_id user suffix echo best_of
     instructions reasoning text max_output_tokens previous_response_id metadata system stop_sequences output_config
-    add_special_tokens""".split()
+    add_special_tokens include safety_identifier container context_management mcp_servers""".split()
     )
 )
 WORDS = st.sampled_from(
@@ -35,7 +35,7 @@ WORDS = st.sampled_from(
 KEYS = st.sampled_from(
     """role content type text name parameters function arguments id tool_calls tool_call_id schema json_schema format
     effort input_schema input output call_id summary prefix reasoning_content properties required items enum anyOf $ref
-    pattern minLength strict tool_use_id include_usage""".split()
+    pattern minLength strict tool_use_id include_usage allowed_tools mode tools display""".split()
 )
 SCALARS = (
     st.none()

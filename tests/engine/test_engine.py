@@ -189,6 +189,18 @@ def test_a_prefill_call_is_bounded(tiny_model, monkeypatch):
     assert [call for call in calls if call not in range(1, 6)] == [11, 30], "6 + 5, and one that is longer by itself"
 
 
+def test_prompts_that_are_known_beforehand_are_read_several_at_a_time(tiny_model):
+    prompts = [prompt(n % 5 + 2, n) for n in range(60)]
+    each = [SamplingParams(max_tokens=n * 7 % 23 + 1, temperature=0.0) for n in range(60)]
+    expected = [output.token_ids for output in Engine(tiny_model, max_batch=1).generate(prompts, each)]
+    engine = Engine(tiny_model, max_batch=32)
+    read, texts = engine.runner.read, []
+    engine.runner.read = lambda parts: (texts.append(len(parts)), read(parts))[1]
+    assert [output.token_ids for output in engine.generate(prompts, each)] == expected
+    assert texts[0] == 32 and sum(texts) == 60
+    assert min(texts[:-1]) >= 4 <= len(texts), "four of 32 rows are free before more is read"
+
+
 def test_the_end_of_sentence_ends_a_reply_unless_it_is_ignored(make_model):
     free = Engine(make_model()).generate([prompt(5)], DRAWN)[0].token_ids
     end = next(token for token in free[2:] if free.count(token) == 1)

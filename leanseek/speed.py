@@ -60,7 +60,7 @@ RECIPE = "laptop"
 DOCUMENTS = 1000
 TEXT, FEW_TEXTS, MANY_TEXTS = 128, 8, 32
 # Seconds after which nothing is timed once more, of which parts of the work have these shares.
-PATIENCE_S = 6.5
+PATIENCE_S = 5.0
 # Replies that are checked for each task: problems, replies to each, and how often a solution is said over.
 CHECKED = 64
 MANY, FEW, LONGER = (CHECKED, 1, 1), (CHECKED // GROUP, GROUP, 1), (CHECKED // GROUP, GROUP, 3)

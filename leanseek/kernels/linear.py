@@ -21,8 +21,8 @@ from leanseek.kernels.invariance import filled_up, is_invariant
 
 # Below this many rows MKL's product is the faster one: oneDNN costs some microseconds a call more.
 LEAST_ROWS = 32
-# Where rows must be invariant their number may not decide; from so large a weight on oneDNN is the faster one.
-LEAST_WEIGHTS = 1 << 16
+# Where rows must be invariant: from how many on MKL adds up wide fp32 rows in one order. oneDNN and bf16 need fewer.
+MKL_LEAST_ROWS = 16
 
 
 def linear_reference(x_TD: Tensor, weight_OD: Tensor) -> Tensor:
@@ -73,15 +73,14 @@ def report() -> str:
 
 
 def _invariant(x: Tensor, weight: Tensor) -> Tensor:
-    """The product whose rows do not depend on each other: which library computes it is the weight's matter alone."""
+    """The product whose rows do not depend on each other, nor on how many there are."""
     flat = x.reshape(-1, x.shape[-1])
-    # MKL deals rows out to threads, and each thread must get enough.
-    step = invariance.LEAST_ROWS * torch.get_num_threads()
+    by_onednn = _suits_onednn(flat, weight)
+    least = MKL_LEAST_ROWS if x.dtype == torch.float32 and not by_onednn else invariance.LEAST_ROWS
+    # Rows are dealt out to threads, and each thread must get enough.
+    step = least * torch.get_num_threads()
     rows = filled_up(flat, -(-max(flat.shape[0], 1) // step) * step)
-    if weight.numel() >= LEAST_WEIGHTS and _suits_onednn(rows, weight):
-        out = _onednn(rows, weight)
-    else:
-        out = F.linear(rows, weight)
+    out = _onednn(rows, weight) if by_onednn else F.linear(rows, weight)
     return out[: flat.shape[0]].view(*x.shape[:-1], -1)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import leanseek.kernels.linear as module
+from leanseek.kernels.invariance import invariant
 from leanseek.kernels.linear import LEAST_ROWS, linear, linear_reference, onednn_is_faster, product, report
 
 
@@ -60,3 +61,12 @@ def test_the_reference_can_be_asked_for(monkeypatch):
     onednn_is_faster.cache_clear()
     monkeypatch.delenv("LEANSEEK_KERNELS")
     assert report() == ("oneDNN (AVX-512, an AMD processor)" if onednn_is_faster() else "torch's default")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (192, 64), (320, 128), (512, 192), (1024, 256)])
+def test_an_invariant_row_is_the_same_beside_many_and_few(library, inputs, outputs):
+    x, weight = draw(151, inputs), draw(outputs, inputs, seed=1)
+    with invariant():
+        among_many = linear(x, weight)
+        for rows in (1, 3, 5, 8, 12, 13, 40):
+            assert torch.equal(linear(x[:rows], weight), among_many[:rows])

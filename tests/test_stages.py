@@ -82,7 +82,8 @@ def test_a_measured_machine_says_beforehand_what_a_run_will_take(make_run, quiet
     assert run.summary["plan"] == plan, "a plan is what was said before the run"
 
 
-def test_the_whole_line(make_run, quiet, capsys):
+def test_the_whole_line(make_run, quiet, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))  # a machine that was not measured: no plan
     run = make_run(threads=2, sft__steps=8, grpo__format_reward=0.5)
     stages.make(run)
     told = capsys.readouterr().err

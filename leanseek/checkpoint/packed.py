@@ -22,6 +22,7 @@ from leanseek.checkpoint.quantised import (
     bytes_of,
     check_form,
     is_quantised,
+    over,
     pieces,
     read_rows,
     read_tensor,
@@ -224,14 +225,8 @@ def _mapped(folder: Path, bits: int) -> Transformer:
 
 def _tensor(stored: StoredTensor) -> Tensor:
     """Map a tensor; it stays in the file for as long as it is looked at."""
-    data = stored.map()
     dtype = torch.uint8 if stored.dtype == "U8" else DTYPES[stored.dtype]
-    if not len(data):
-        return torch.empty(stored.shape, dtype=dtype)
-    flat = torch.frombuffer(data, dtype=torch.uint8)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(dtype).view(stored.shape)
+    return over(stored.map(), dtype, stored.shape)
 
 
 def _check(folder: Path, parts: Iterable[Part], tensors: Mapping[str, StoredTensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -168,14 +169,24 @@ def read_rows(stored: StoredTensor, first: int = 0, last: int | None = None) -> 
     last = shape[0] if last is None else last
     size = BITS[stored.dtype] // 8
     row = math.prod(shape[1:]) * size
-    dtype = DTYPES[stored.dtype]
-    data = stored.map(first * row, last * row)
+    return over(stored.map(first * row, last * row), DTYPES[stored.dtype], (last - first, *shape[1:]))
+
+
+def over(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor over bytes that lie in memory, which it keeps there; a copy where they are not aligned.
+
+    Args:
+        data: as a file has them; may be none.
+        dtype, shape: of the tensor.
+    """
     if not len(data):
-        return torch.empty((last - first, *shape[1:]), dtype=dtype)
-    flat = torch.frombuffer(data, dtype=torch.uint8)
-    if flat.data_ptr() % size:  # other writers may put bytes anywhere
+        return torch.empty(shape, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that some must not be written to, which nobody does
+        flat = torch.frombuffer(data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:  # other writers may put bytes anywhere
         flat = flat.clone()
-    return flat.view(dtype).view(last - first, *shape[1:])
+    return flat.view(dtype).view(shape)
 
 
 def pieces(stored: StoredTensor, scale: StoredTensor | None = None) -> Iterator[tuple[int, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,16 @@ from torch import Tensor, nn
 
 from leanseek.checkpoint.directory import check_tensors, empty_model
 from leanseek.checkpoint.names import entries
-from leanseek.checkpoint.quantised import DTYPES, FP8, check_form, is_quantised, read_tensor, scale_values, scales_of
+from leanseek.checkpoint.quantised import (
+    DTYPES,
+    FP8,
+    check_form,
+    is_quantised,
+    over,
+    read_tensor,
+    scale_values,
+    scales_of,
+)
 from leanseek.checkpoint.shards import MappedShards, StoredTensor, read_shards, stored_tensors
 from leanseek.kernels.registry import chosen
 from leanseek.kernels.stored import Stored, StoredExperts
@@ -106,13 +114,7 @@ class _Reader:
         return read_tensor(self.tensors[name], self.scales.get(name)).float()
 
     def _mapped(self, stored: StoredTensor) -> Tensor:
-        data, dtype = self._shards.bytes_of(stored), DTYPES[stored.dtype]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it must not be written to, which nobody does
-            flat = torch.frombuffer(data, dtype=torch.uint8)
-        if flat.data_ptr() % dtype.itemsize:  # other writers may put bytes anywhere
-            flat = flat.clone()
-        return flat.view(dtype).view(stored.shape)
+        return over(self._shards.bytes_of(stored), DTYPES[stored.dtype], stored.shape)
 
 
 def _places(model: Transformer) -> Iterator[tuple[Callable[[_Reader], None], list[str]]]:

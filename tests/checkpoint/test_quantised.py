@@ -64,6 +64,14 @@ def test_dequantising_is_what_numpy_does(shape):
     assert ours.dtype == np.float32 and ours.tobytes() == theirs.tobytes()
 
 
+def test_every_code_is_looked_up_as_torch_converts_it():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(16, 16)
+    for some in (codes, codes.t(), codes[::3, 1:], codes[:0]):
+        got = quantised.e4m3_numbers(some)
+        assert got.shape == some.shape and got.is_contiguous()
+        assert torch.equal(got.view(torch.int32), some.float().contiguous().view(torch.int32))  # NaN too
+
+
 def test_scales_of_one_byte_are_powers_of_two():
     codes = torch.tensor([[0, 1, 127], [128, 200, 254]], dtype=torch.uint8)
     ours = dequantise_blocks(torch.ones(256, 384).to(FP8), codes.view(E8M0))[::128, ::128]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +76,7 @@ class Part:
         """The tensors that are written."""
         if self.packed is None:
             return (Layout(self.name, self.dtype, self.shape),)
-        kind = "F16" if self.packed.bits == 4 else "F32"
+        kind = "U8" if self.packed.bits == 4 else "F32"
         return (
             Layout(f"{self.name}.codes", "U8", tuple(self.packed.codes.shape)),
             Layout(f"{self.name}.scales", kind, tuple(self.packed.scales.shape)),
@@ -416,13 +418,22 @@ def random_parts(config: ModelConfig, form: str, seed: int = 0) -> Iterator[tupl
             tensor = torch.empty(part.shape, dtype=DTYPES[part.dtype]).normal_(0, 0.02, generator=generator)
             yield part, (tensor.fill_(1) if part.name.endswith("norm.weight") else tensor,)
             continue
-        codes = torch.empty(part.packed.codes.shape, dtype=torch.uint8)
+        codes = over(_large_pages(part.packed.codes.nbytes), torch.uint8, tuple(part.packed.codes.shape))
         flat, block = codes.view(-1), low | high << 4 if part.packed.bits == 4 else whole
         for first in range(0, flat.numel(), block.numel()):
             flat[first : first + block.numel()] = block[: flat.numel() - first]
         spread = 4.6 if part.packed.bits == 4 else 74.0  # of codes that are all as likely
-        scales = torch.full(part.packed.scales.shape, 1 / spread / math.sqrt(part.packed.inputs))
-        yield part, (codes, scales.to(part.packed.scales.dtype))
+        packed = replace(part.packed, codes=codes, scales=torch.empty_like(part.packed.scales, device="cpu"))
+        packed.fill_scales(1 / spread / math.sqrt(packed.inputs))
+        yield part, (codes, packed.scales)
+
+
+def _large_pages(size: int) -> memoryview:
+    """Return fresh memory in large pages, where the system has them, as mapped files are: small ones cost a tenth."""
+    memory = mmap.mmap(-1, size, **({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform == "linux" else {}))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 def random_packed(config: ModelConfig, form: str, seed: int = 0) -> Transformer:

@@ -217,7 +217,7 @@ def _mixture(form: str, dim: int, width: int, experts: int) -> tuple[Callable[[T
 
 def _fill(packed: Packed) -> None:
     packed.codes.random_(0, 256)
-    packed.scales.fill_(1e-3)
+    packed.fill_scales(1e-3)
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> list[float]:

@@ -1,12 +1,13 @@
 """Packed weights: int8 by row or int4 in groups of 32, and products with them on activations rounded to int8.
 
-Layout, version 2. A weight [O, D] is padded with zeros to panels of 16 rows and groups of 32 columns. A group of a
+Layout, version 3. A weight [O, D] is padded with zeros to panels of 16 rows and groups of 32 columns. A group of a
 panel holds its 16 rows side by side, four columns at a time, so that a lane of a wide register is a row:
 
     int8: codes uint8 [panels, groups, 512]; the byte at 64 j + 4 r + b is row r's column 4 j + b, plus 128;
           scales float32 [panels, 16]: one a row.
     int4: codes uint8 [panels, groups, 256]; the byte at 64 j + 4 r + b has in its lower half row r's column 4 j + b and
-          in its upper half column 16 + 4 j + b, each plus 8; scales float16 [panels, groups, 16].
+          in its upper half column 16 + 4 j + b, each plus 8; scales uint8 [panels, 64 + 16 groups]: 16 float32 steps,
+          one a row, and behind them for each group how many steps (int8) the scale of each of its 16 rows is.
 
 Stacked weights (experts) have one more dimension in front; gate and up are each padded to 32 rows before they are
 stacked. A product rounds each group of 32 activations to int8 with a scale of its own (largest / 127, to the nearest,
@@ -27,8 +28,9 @@ from leanseek.errors import KernelError
 from leanseek.kernels import native
 from leanseek.kernels.registry import chosen, native_implementation, reference
 
-LAYOUT = 2
+LAYOUT = 3
 PANEL, GROUP = 16, 32
+STEPS = 4 * PANEL  # bytes of a panel's steps
 BITS = (4, 8)
 # Numbers of a packed weight that are there as fp32 at once, where a gradient flows back through it.
 TILE_NUMBERS = 1 << 22
@@ -40,7 +42,7 @@ class Packed:
 
     Args:
         codes: uint8, [..., panels, groups, 64 * bits].
-        scales: int8: float32, [..., panels, 16]; int4: float16, [..., panels, groups, 16].
+        scales: int8: float32, [..., panels, 16]; int4: uint8, [..., panels, 64 + 16 groups].
         outputs: O, rows that are there; in a stack of gate and up the width F of one.
         inputs: D, columns that are there.
     """
@@ -54,6 +56,22 @@ class Packed:
     def bits(self) -> int:
         """Bits of a number: 4 or 8."""
         return self.codes.shape[-1] // 64
+
+    @property
+    def scales_of_groups(self) -> tuple[Tensor, Tensor]:
+        """Of 4 bits: views of the steps, float32 [..., panels, 16], and their counts, int8 [..., panels, groups, 16]."""
+        assert self.bits == 4
+        steps, counts = self.scales[..., :STEPS], self.scales[..., STEPS:]
+        return steps.view(torch.float32), counts.view(torch.int8).unflatten(-1, (-1, PANEL))
+
+    def fill_scales(self, scale: float) -> None:
+        """Give all groups one scale."""
+        if self.bits == 8:
+            self.scales.fill_(scale)
+            return
+        steps, counts = self.scales_of_groups
+        steps.fill_(scale / 64)
+        counts.fill_(64)
 
     @property
     def nbytes(self) -> int:
@@ -85,8 +103,8 @@ def empty_packed(bits: int, outputs: int, inputs: int, *stack: int, halves: int 
     panels = -(-outputs // PANEL) if halves == 1 else 2 * -(-outputs // GROUP) * (GROUP // PANEL)
     groups = -(-inputs // GROUP)
     codes = torch.empty((*stack, panels, groups, 64 * bits), dtype=torch.uint8, device=device)
-    kind = torch.float16 if bits == 4 else torch.float32
-    shape = (*stack, panels, groups, PANEL) if bits == 4 else (*stack, panels, PANEL)
+    kind = torch.uint8 if bits == 4 else torch.float32
+    shape = (*stack, panels, STEPS + groups * PANEL if bits == 4 else PANEL)
     return Packed(codes, torch.empty(shape, dtype=kind, device=device), outputs, inputs)
 
 
@@ -94,13 +112,14 @@ def pack(weight_OD: Tensor, bits: int) -> Packed:
     """Round and pack a weight.
 
     int8 takes a row's largest number to 127. int4 tries six scales for each group, fits each to its codes, and keeps
-    the one with the least squared error: 10% less of it than by the largest number alone.
+    the one with the least squared error: 10% less of it than by the largest number alone. Then scales are rounded to
+    127ths of their row's largest, which costs nothing that could be told from noise, and codes are made for these.
 
     Args:
         weight_OD: fp32 or bf16.
         bits: 4 or 8.
     Raises:
-        KernelError: a weight is not finite, or too large for fp16's scales.
+        KernelError: a weight is not finite, or too large for a scale.
     """
     packed = empty_packed(bits, *weight_OD.shape)
     pack_into(weight_OD, packed.codes, packed.scales)
@@ -220,11 +239,12 @@ class _PackedExperts(torch.autograd.Function):
 
 def unpack(weight: Packed) -> Tensor:
     """Return the numbers that a packed weight stands for, fp32, [..., O, D]; gate and up one after the other."""
-    numbers, scales = unpack_codes(weight), weight.scales.float()
+    numbers = unpack_codes(weight)
     if weight.bits == 4:
-        scales = scales.transpose(-1, -2).unsqueeze(-1)  # [..., panels, 16, groups, 1]
+        steps, counts = weight.scales_of_groups
+        scales = (steps.unsqueeze(-2) * counts).transpose(-1, -2).unsqueeze(-1)  # [..., panels, 16, groups, 1]
     else:
-        scales = scales[..., None, None]
+        scales = weight.scales[..., None, None]
     whole = (numbers * scales).flatten(-2).flatten(-3, -2)[..., : weight.inputs]
     rows = whole.shape[-2]
     if rows - weight.outputs < PANEL:
@@ -298,20 +318,24 @@ def pack_reference(weight_OD: Tensor, codes: Tensor, scales: Tensor) -> None:
     grouped = padded.view(panels * PANEL, groups, GROUP)
     largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
     nought = largest.abs() < 1e-30
-    best_codes, best_scale = torch.zeros_like(grouped), torch.zeros_like(largest)
-    best = torch.full_like(largest, float("inf"))
+    best_scale, best = torch.zeros_like(largest), torch.full_like(largest, float("inf"))
     for part in (1.0, 0.96, 0.92, 0.87, 1.06, 1.125):
         q = torch.where(nought, 0.0, grouped / (largest * part * -0.125)).round().clamp_(-8, 7)
         squares = (q * q).sum(-1, keepdim=True)
-        scale = torch.where(squares == 0, 0.0, (q * grouped).sum(-1, keepdim=True) / squares).half().float()
+        scale = torch.where(squares == 0, 0.0, (q * grouped).sum(-1, keepdim=True) / squares)
         error = (grouped - scale * q).square().sum(-1, keepdim=True)
         better = (error < best) & ~nought
-        best = torch.where(better, error, best)
-        best_codes, best_scale = torch.where(better, q, best_codes), torch.where(better, scale, best_scale)
+        best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
     if not best_scale.isfinite().all():
         raise KernelError("pack: a weight is too large for its scale: it cannot be packed")
-    scales.copy_(best_scale.view(panels, PANEL, groups).transpose(1, 2))
-    codes.copy_(_interleaved((best_codes + 8).to(torch.uint8).flatten(1), panels, groups, halves=True))
+    step = best_scale.abs().amax(1, keepdim=True) / 127
+    count = torch.where(step == 0, 0.0, best_scale / step).round()
+    count = torch.where(count == 0, best_scale.sign(), count)  # small beside the others, but not nought
+    of_rows, of_groups = Packed(codes, scales, rows, width).scales_of_groups
+    of_rows.copy_(step.view(panels, PANEL))
+    of_groups.copy_(count.view(panels, PANEL, groups).transpose(1, 2))
+    numbers = torch.where(count == 0, 0.0, grouped / (count * step)).round().clamp_(-8, 7) + 8
+    codes.copy_(_interleaved(numbers.to(torch.uint8).flatten(1), panels, groups, halves=True))
 
 
 @reference("packed_linear")
@@ -397,8 +421,8 @@ def _product(x_TD: Tensor, weight: Packed) -> Tensor:
     sums = torch.einsum("tgk,prgk->tprg", numbers, codes)
     scales = x_scales[:, None, None, :]
     if weight.bits == 4:
-        sums = sums * (weight.scales.float().transpose(1, 2) * scales)
-        return sums.sum(-1).flatten(1)
+        steps, counts = weight.scales_of_groups
+        return ((sums * (counts.float().transpose(1, 2) * scales)).sum(-1) * steps).flatten(1)
     return ((sums * scales).sum(-1) * weight.scales).flatten(1)
 
 

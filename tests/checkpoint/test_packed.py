@@ -67,7 +67,7 @@ def test_a_packed_folder_answers_nearly_as_the_plain_one(source, tmp_path, form,
     assert torch.equal(unpack(gate_up)[5], torch.cat(halves))
     assert torch.equal(unpack(down)[3], unpack(pack(plain.model.layers[1].mlp.experts.down_proj[3], FORMS[form])))
     config = json.loads((tmp_path / "packed" / "config.json").read_text())
-    assert config["quantization_config"] == {"quant_method": "leanseek-packed", "layout": 2, "bits": FORMS[form]}
+    assert config["quantization_config"] == {"quant_method": "leanseek-packed", "layout": 3, "bits": FORMS[form]}
     assert (tmp_path / "packed" / "tokenizer.json").is_file()
     size = sum(path.stat().st_size for path in (tmp_path / "packed").glob("*.safetensors"))
     assert packed_bytes(plain.config, form) <= size < packed_bytes(plain.config, form) + 50_000

@@ -43,12 +43,19 @@ def stacked(gate_up_EFD, down_EDF, bits):
 def test_the_layout_is_what_it_is_said_to_be():
     weight = torch.arange(-8.0, 8).repeat(16, 2)  # [16, 32]: codes 0..15 twice
     packed = pack(weight, 4)
-    assert packed.codes.shape == (1, 1, 256) and packed.scales.shape == (1, 1, 16)
+    assert packed.codes.shape == (1, 1, 256) and packed.scales.shape == (1, 80)
     for row, column in ((0, 0), (3, 5), (15, 15)):
         j, b = column // 4, column % 4
         byte = int(packed.codes[0, 0, 64 * j + 4 * row + b])
         assert (byte & 15, byte >> 4) == (column, column)
-    assert torch.equal(packed.scales.float(), torch.ones(1, 1, 16)) and torch.equal(unpack(packed), weight)
+    steps = torch.tensor(packed.scales[0, :64].tolist(), dtype=torch.uint8).view(torch.float32)
+    assert torch.equal(steps, torch.full((16,), 1 / 127)) and packed.scales[0, 64:].tolist() == [127] * 16
+    assert torch.allclose(unpack(packed), weight, rtol=1e-6)
+    # A group that is small beside the others has the scale of one step; one of noughts has none.
+    weight = torch.cat((weight * 1000, weight, torch.zeros(16, 32)), 1)
+    packed = pack(weight, 4)
+    assert packed.scales[0, 64:].view(3, 16).tolist() == [[127] * 16, [1] * 16, [0] * 16]
+    assert (unpack(packed) - weight)[:, 32:64].abs().max() <= 4
     weight = torch.arange(16.0)[:, None] * torch.linspace(-1, 1, 32)
     packed = pack(weight, 8)
     assert packed.codes.shape == (1, 1, 512) and packed.scales.shape == (1, 16)

@@ -15,40 +15,36 @@ inline float sum_of(const float *lanes) {
     return half[0];
 }
 
-// Codes and scale of a group: of the scales tried, fitted to their codes, the one with the least squared error.
-inline uint16_t pack_group(const float *w, uint8_t *codes) {
+inline float nearest(float v) { return (v + 12582912.0f) - 12582912.0f; }
+inline float within(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+
+// A group's scale in int4: of those tried, fitted to their codes, the one with the least squared error.
+inline float group_scale(const float *w) {
     float largest = 0;
     for (int i = 0; i < GROUP; i++)
         if (fabsf(w[i]) > fabsf(largest)) largest = w[i];
-    for (int i = 0; i < GROUP; i++) codes[i] = 8;
     if (fabsf(largest) < 1e-30f) return 0;
-    float best = -1;
-    uint16_t scale = 0;
+    float best = -1, scale = 0;
     for (const float part : TRIED) {
         const float inverse = 1.0f / (largest * part * -0.125f);
         float q[GROUP], product[PANEL] = {0}, square[PANEL] = {0}, error[PANEL] = {0};
         for (int h = 0; h < GROUP; h += PANEL)
             for (int l = 0; l < PANEL; l++) {
-                float v = (w[h + l] * inverse + 12582912.0f) - 12582912.0f;
-                v = v < -8.0f ? -8.0f : v > 7.0f ? 7.0f : v;
+                const float v = within(nearest(w[h + l] * inverse), -8.0f, 7.0f);
                 q[h + l] = v;
                 product[l] += v * w[h + l];
                 square[l] += v * v;
             }
         const float squares = sum_of(square);
         if (squares == 0) continue;
-        const uint16_t fitted = float_to_half(sum_of(product) / squares);
-        const float d = half_to_float(fitted);
+        const float fitted = sum_of(product) / squares;
         for (int h = 0; h < GROUP; h += PANEL)
             for (int l = 0; l < PANEL; l++) {
-                const float e = w[h + l] - d * q[h + l];
+                const float e = w[h + l] - fitted * q[h + l];
                 error[l] += e * e;
             }
         const float found = sum_of(error);
-        if (best < 0 || found < best) {
-            best = found, scale = fitted;
-            for (int i = 0; i < GROUP; i++) codes[i] = uint8_t(int(q[i]) + 8);
-        }
+        if (best < 0 || found < best) best = found, scale = fitted;
     }
     return scale;
 }
@@ -61,58 +57,83 @@ template <class T> struct Packing {
     void *scales;
     int32_t *wrong;
 
-    void row(int64_t p, int r) const {
-        const int64_t at = p * PANEL + r;
-        const bool there = at < rows;
-        const T *from = weight + at * width;
-        float inverse = 0;
-        if (bits == 8) {
-            float largest = 0;
-            for (int64_t i = 0; there && i < width; i++) {
-                const float a = fabsf(to_float(from[i]));
-                largest = a > largest ? a : largest;
-            }
-            const bool nought = largest < 1e-36f;
-            inverse = nought ? 0.0f : 127.0f / largest;
-            static_cast<float *>(scales)[at] = nought ? 0.0f : largest / 127.0f;
+    // A group of a row, and whether all of it is finite.
+    bool read(int64_t row, int64_t g, float *w) const {
+        bool finite = true;
+        const int64_t there = row < rows ? least(GROUP, width - g * GROUP) : 0;
+        for (int64_t i = 0; i < there; i++) {
+            w[i] = to_float(weight[row * width + g * GROUP + i]);
+            finite &= fabsf(w[i]) <= 3.4028234663852886e38f;
         }
+        for (int64_t i = there; i < GROUP; i++) w[i] = 0;
+        return finite;
+    }
+    // Where a row's codes of a group begin.
+    uint8_t *place(int64_t p, int64_t g, int r) const { return codes + (p * groups + g) * GROUP * PANEL * bits / 8 + r * 4; }
+    void set_of_row(int64_t p, int r, float scale) const {
+        const_cast<float *>(Packed{codes, scales, bits, groups}.of_rows(p))[r] = scale;
+        if (!(scale <= 3.4028234663852886e38f)) __atomic_store_n(wrong, 1, __ATOMIC_RELAXED);
+    }
+
+    void row_of_8(int64_t p, int r) const {
+        float w[GROUP], largest = 0;
+        bool finite = true;
         for (int64_t g = 0; g < groups; g++) {
-            float w[GROUP] = {0};
-            for (int64_t i = 0; there && i < least(GROUP, width - g * GROUP); i++) {
-                w[i] = to_float(from[g * GROUP + i]);
-                if (!(fabsf(w[i]) <= 3.4028234663852886e38f)) __atomic_store_n(wrong, 1, __ATOMIC_RELAXED);
-            }
-            if (bits == 4) {
-                uint8_t c[GROUP];
-                const uint16_t scale = pack_group(w, c);
-                if ((scale & 0x7c00) == 0x7c00) __atomic_store_n(wrong, 1, __ATOMIC_RELAXED);
-                static_cast<uint16_t *>(scales)[(p * groups + g) * PANEL + r] = scale;
-                uint8_t *to = codes + (p * groups + g) * 256 + r * 4;
-                for (int k = 0; k < 16; k++) to[k / 4 * 64 + k % 4] = uint8_t(c[k] | c[k + 16] << 4);
-            } else {
-                uint8_t *to = codes + (p * groups + g) * 512 + r * 4;
-                for (int k = 0; k < GROUP; k++) {
-                    float v = (w[k] * inverse + 12582912.0f) - 12582912.0f;
-                    v = v < -127.0f ? -127.0f : v > 127.0f ? 127.0f : v == v ? v : 0.0f;
-                    to[k / 4 * 64 + k % 4] = uint8_t(int(v) + 128);
-                }
-            }
+            finite &= read(p * PANEL + r, g, w);
+            for (int i = 0; i < GROUP; i++) largest = fabsf(w[i]) > largest ? fabsf(w[i]) : largest;
+        }
+        const bool nought = largest < 1e-36f;
+        const float inverse = nought ? 0.0f : 127.0f / largest;
+        set_of_row(p, r, !finite ? NAN : nought ? 0.0f : largest / 127.0f);
+        for (int64_t g = 0; g < groups && finite; g++) {
+            read(p * PANEL + r, g, w);
+            uint8_t *to = place(p, g, r);
+            for (int k = 0; k < GROUP; k++)
+                to[k / 4 * 64 + k % 4] = uint8_t(int(within(nearest(w[k] * inverse), -127.0f, 127.0f)) + 128);
+        }
+    }
+
+    void row_of_4(int64_t p, int r) const {
+        float w[GROUP], scale, largest = 0;
+        bool finite = true;
+        for (int64_t g = 0; g < groups; g++) {
+            finite &= read(p * PANEL + r, g, w);
+            scale = group_scale(w);
+            largest = !(fabsf(scale) <= largest) ? fabsf(scale) : largest;
+            memcpy(place(p, g, r), &scale, sizeof(scale));  // until the row's is known
+        }
+        const float step = largest / 127.0f, inverse = step == 0 ? 0.0f : 1.0f / step;
+        set_of_row(p, r, finite ? step : NAN);
+        int8_t *steps = const_cast<int8_t *>(Packed{codes, scales, bits, groups}.of_groups(p));
+        for (int64_t g = 0; g < groups && finite; g++) {
+            read(p * PANEL + r, g, w);
+            uint8_t *to = place(p, g, r);
+            memcpy(&scale, to, sizeof(scale));
+            float whole = within(nearest(scale * inverse), -127.0f, 127.0f);
+            if (whole == 0 && scale != 0) whole = scale < 0 ? -1.0f : 1.0f;  // small beside the others, but not nought
+            steps[g * PANEL + r] = int8_t(whole);
+            const float one = whole * step, by = one == 0 ? 0.0f : 1.0f / one;
+            uint8_t c[GROUP];
+            for (int k = 0; k < GROUP; k++) c[k] = uint8_t(int(within(nearest(w[k] * by), -8.0f, 7.0f)) + 8);
+            for (int k = 0; k < 16; k++) to[k / 4 * 64 + k % 4] = uint8_t(c[k] | c[k + 16] << 4);
         }
     }
 
     static void piece(void *work, int64_t begin, int64_t end) {
         const Packing &self = *static_cast<const Packing *>(work);
         for (int64_t p = begin; p < end; p++)
-            for (int r = 0; r < PANEL; r++) self.row(p, r);
+            for (int r = 0; r < PANEL; r++)
+                if (self.bits == 4) self.row_of_4(p, r);
+                else self.row_of_8(p, r);
     }
 };
 
 template <class T>
 int pack_of(int threads, int bits, const void *weight, int64_t rows, int64_t width, uint8_t *codes, void *scales) {
     int32_t wrong = 0;
-    Packing<T> work = {static_cast<const T *>(weight), bits, rows, width, (width + GROUP - 1) / GROUP, codes, scales,
+    Packing<T> work = {static_cast<const T *>(weight), bits, rows, width, groups_of(width), codes, scales,
                        &wrong};
-    leanseek_parallel_for(Packing<T>::piece, &work, (rows + PANEL - 1) / PANEL, threads);
+    leanseek_parallel_for(Packing<T>::piece, &work, panels_of(rows), threads);
     return wrong ? 3 : 0;
 }
 

@@ -1,8 +1,10 @@
 // A pool of workers that any thread may call at any time: the caller works too, and idle workers join it.
 //
-// Pieces of work are taken one at a time from a counter, so that a thread that the system has put aside holds up the
-// others by one piece at most. Who waits looks out for a bounded time and then sleeps: on a machine whose cores are
-// busy, a wait that spins takes the core from the very thread that it waits for.
+// Pieces of work are taken from a counter, several at a time while there are many: pieces next to each other are
+// neighbours in memory, and what a processor asks for ahead is then its own. Towards the end they are taken one at a
+// time, so that a thread that the system has put aside holds up the others by little. Who waits looks out for a bounded
+// time and then sleeps: on a machine whose cores are busy, a wait that spins takes the core from the very thread that
+// it waits for.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -24,6 +26,7 @@ struct Job {
     leanseek_piece piece;
     void *work;
     int64_t count;
+    int threads;                    // that may take part
     int seats;                      // workers that may still join; under the pool's lock
     std::atomic<int64_t> next{0};   // the first piece that nobody has taken
     std::atomic<int> helpers{0};    // workers that joined and have not left
@@ -78,9 +81,13 @@ template <class Seen> bool look_out(Seen seen) {
 
 void run_pieces(Job &job) {
     for (;;) {
-        const int64_t at = job.next.fetch_add(1, std::memory_order_relaxed);
-        if (at >= job.count) return;
-        job.piece(job.work, at, at + 1);
+        int64_t at = job.next.load(std::memory_order_relaxed), some;
+        do {
+            if (at >= job.count) return;
+            some = (job.count - at) / (2 * job.threads);
+            if (some < 1) some = 1;
+        } while (!job.next.compare_exchange_weak(at, at + some, std::memory_order_relaxed));
+        job.piece(job.work, at, at + some);
     }
 }
 
@@ -159,7 +166,7 @@ void leanseek_parallel_for(leanseek_piece piece, void *work, int64_t count, int 
     Job job;
     job.piece = piece, job.work = work, job.count = count;
     const int seats = int((count < threads ? count : threads) - 1);
-    job.seats = seats;
+    job.seats = seats, job.threads = seats + 1;
     bool wake;
     {
         std::lock_guard<std::mutex> held(pool->lock);

@@ -1,7 +1,6 @@
 // Products with packed weights, whose layout leanseek/kernels/packed.py states, and activations that are rounded to int8
 // in groups of 32 for them.
 #pragma once
-#include "halves.h"
 #include "numbers.h"
 #include "room.h"
 
@@ -28,11 +27,15 @@ struct Packed {
     int64_t groups;
 
     const uint8_t *panel(int64_t p) const { return codes + p * groups * GROUP * PANEL * bits / 8; }
-    const void *panel_scales(int64_t p) const {
-        return bits == 4 ? static_cast<const void *>(static_cast<const uint16_t *>(scales) + p * groups * PANEL)
-                         : static_cast<const void *>(static_cast<const float *>(scales) + p * PANEL);
+    // A panel's scales: one fp32 number for each row, which is multiplied with what is added up of its groups ...
+    const float *of_rows(int64_t p) const {
+        return reinterpret_cast<const float *>(static_cast<const char *>(scales) + p * scale_bytes(bits, groups));
     }
-    Packed from(int64_t p) const { return {panel(p), panel_scales(p), bits, groups}; }
+    // ... and in int4, behind them, a whole number for each row of each group.
+    const int8_t *of_groups(int64_t p) const { return reinterpret_cast<const int8_t *>(of_rows(p) + PANEL); }
+    Packed from(int64_t p) const { return {panel(p), of_rows(p), bits, groups}; }
+
+    static int64_t scale_bytes(int bits, int64_t groups) { return PANEL * (4 + (bits == 4 ? groups : 0)); }
 };
 
 inline int64_t groups_of(int64_t width) { return (width + GROUP - 1) / GROUP; }

@@ -10,7 +10,8 @@ template <int BITS, int M, int P>
 void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
     static_assert(P == 1, "one panel at a time");
     const uint8_t *codes = weight.panel(p);
-    const void *scales = weight.panel_scales(p);
+    const float *steps = weight.of_rows(p);
+    const int8_t *scales = weight.of_groups(p);
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), high = _mm256_set1_epi8(char(0x80));
     for (int h = 0; h < 2; h++) {
         __m256 total[M];
@@ -29,8 +30,8 @@ void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows
             }
             __m256 s = _mm256_setzero_ps();
             if (BITS == 4) {
-                const uint16_t *halves = static_cast<const uint16_t *>(scales) + g * PANEL + h * 8;
-                s = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(halves)));
+                const int8_t *eight = scales + g * PANEL + h * 8;
+                s = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(eight))));
             }
             for (int m = 0; m < M; m++) {
                 const int64_t at = rows[m] * x.groups + g;
@@ -55,11 +56,8 @@ void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows
                 total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, total[m]);
             }
         }
-        for (int m = 0; m < M; m++) {
-            if (BITS == 8)
-                total[m] = _mm256_mul_ps(total[m], _mm256_loadu_ps(static_cast<const float *>(scales) + h * 8));
-            _mm256_storeu_ps(out + m * stride + h * 8, total[m]);
-        }
+        for (int m = 0; m < M; m++)
+            _mm256_storeu_ps(out + m * stride + h * 8, _mm256_mul_ps(total[m], _mm256_loadu_ps(steps + h * 8)));
     }
 }
 

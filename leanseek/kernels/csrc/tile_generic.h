@@ -9,7 +9,8 @@ template <int BITS, int M, int P>
 void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
     static_assert(P == 1, "one panel at a time");
     const uint8_t *codes = weight.panel(p);
-    const void *scales = weight.panel_scales(p);
+    const float *steps = weight.of_rows(p);
+    const int8_t *scales = weight.of_groups(p);
     float total[M][PANEL] = {{0}};
     for (int64_t g = 0; g < x.groups; g++) {
         const uint8_t *c = codes + g * GROUP * PANEL * BITS / 8;
@@ -29,14 +30,13 @@ void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows
                     }
                     sum += w * a[k];
                 }
-                const float s = BITS == 4 ? half_to_float(static_cast<const uint16_t *>(scales)[g * PANEL + r]) : 1.0f;
+                const float s = BITS == 4 ? float(scales[g * PANEL + r]) : 1.0f;
                 total[m][r] += float(sum) * (s * d);
             }
         }
     }
     for (int m = 0; m < M; m++)
-        for (int r = 0; r < PANEL; r++)
-            out[m * stride + r] = BITS == 4 ? total[m][r] : total[m][r] * static_cast<const float *>(scales)[r];
+        for (int r = 0; r < PANEL; r++) out[m * stride + r] = total[m][r] * steps[r];
 }
 
 }  // namespace

@@ -14,7 +14,8 @@ template <int BITS, int M, int P>
 void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows, float *out, int64_t stride) {
     static_assert(P == 1, "one panel at a time");
     const uint8_t *codes = weight.panel(p);
-    const void *scales = weight.panel_scales(p);
+    const float *steps = weight.of_rows(p);
+    const int8_t *scales = weight.of_groups(p);
     for (int v = 0; v < 4; v++) {
         float32x4_t total[M];
         for (int m = 0; m < M; m++) total[m] = vdupq_n_f32(0);
@@ -31,8 +32,10 @@ void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows
             }
             float32x4_t s = vdupq_n_f32(1);
             if (BITS == 4) {
-                const uint16_t *halves = static_cast<const uint16_t *>(scales) + g * PANEL + v * 4;
-                s = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
+                int32_t four;
+                memcpy(&four, scales + g * PANEL + v * 4, 4);
+                const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+                s = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
             }
             for (int m = 0; m < M; m++) {
                 const int64_t at = rows[m] * x.groups + g;
@@ -49,10 +52,8 @@ void tile(const Packed &weight, int64_t p, const Rounded &x, const int64_t *rows
                 total[m] = vfmaq_f32(total[m], vcvtq_f32_s32(sum), vmulq_n_f32(s, x.scales[at]));
             }
         }
-        for (int m = 0; m < M; m++) {
-            if (BITS == 8) total[m] = vmulq_f32(total[m], vld1q_f32(static_cast<const float *>(scales) + v * 4));
-            vst1q_f32(out + m * stride + v * 4, total[m]);
-        }
+        for (int m = 0; m < M; m++)
+            vst1q_f32(out + m * stride + v * 4, vmulq_f32(total[m], vld1q_f32(steps + v * 4)));
     }
 }
 

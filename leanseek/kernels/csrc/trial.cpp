@@ -50,7 +50,7 @@ struct Weight {
     Memory codes, scales;
     Weight(int bits, int64_t rows, int64_t width)
         : panels((rows + 15) / 16), groups((width + 31) / 32), codes(panels * groups * 64 * bits, true),
-          scales(bits == 4 ? panels * groups * 32 : panels * 64, false) {}
+          scales(panels * (64 + (bits == 4 ? groups * 16 : 0)), false) {}
 };
 
 void fill(std::vector<float> &values) {
@@ -60,14 +60,14 @@ void fill(std::vector<float> &values) {
 void linear(const std::vector<std::string> &variants, int bits, int64_t rows, int64_t inputs, int64_t outputs) {
     std::vector<float> weight(size_t(outputs * inputs)), x(size_t(rows * inputs)), first, out(size_t(rows * outputs));
     fill(weight), fill(x);
-    std::vector<char> codes;
+    std::vector<char> codes, scales;
     for (const std::string &name : variants) {
         const int v = leanseek_variant(name.c_str());
         Weight w(bits, outputs, inputs);
         expect(!leanseek_pack(v, 3, LEANSEEK_F32, bits, weight.data(), outputs, inputs, w.codes.at, w.scales.at),
                "pack", name, rows, inputs, outputs);
-        if (codes.empty()) codes.assign(w.codes.at, w.codes.at + w.panels * w.groups * 64 * bits);
-        expect(!memcmp(codes.data(), w.codes.at, codes.size()), "codes", name, rows, inputs, outputs);
+        if (codes.empty()) codes = w.codes.bytes, scales = w.scales.bytes;
+        expect(codes == w.codes.bytes && scales == w.scales.bytes, "codes", name, rows, inputs, outputs);
         expect(!leanseek_packed_linear(v, 3, bits, x.data(), rows, inputs, w.codes.at, w.scales.at, outputs, out.data()),
                "linear", name, rows, inputs, outputs);
         if (first.empty()) first = out;
@@ -79,10 +79,10 @@ void mixture(const std::vector<std::string> &variants, int bits, int64_t tokens,
              int64_t experts, int64_t per_token) {
     const int64_t half = (width + 31) / 32 * 2, panels = (dim + 15) / 16;
     const int64_t groups = (dim + 31) / 32, inner = (width + 31) / 32;
-    const int64_t size = bits == 4 ? 1 : 0;
+    const int64_t up_size = 64 + (bits == 4 ? groups * 16 : 0), down_size = 64 + (bits == 4 ? inner * 16 : 0);
     Memory up(experts * 2 * half * groups * 64 * bits, true), down(experts * panels * inner * 64 * bits, true);
-    Memory up_scales(experts * 2 * half * (size ? groups * 32 : 64), false);
-    Memory down_scales(experts * panels * (size ? inner * 32 : 64), false);
+    Memory up_scales(experts * 2 * half * up_size, false);
+    Memory down_scales(experts * panels * down_size, false);
     const int v0 = leanseek_variant("generic");
     memset(up.at, bits == 4 ? 0x88 : 0x80, size_t(experts * 2 * half * groups * 64 * bits));
     memset(up_scales.at, 0, up_scales.bytes.size());
@@ -92,12 +92,12 @@ void mixture(const std::vector<std::string> &variants, int bits, int64_t tokens,
             fill(w);
             const int64_t p = e * 2 * half + part * half;
             leanseek_pack(v0, 1, LEANSEEK_F32, bits, w.data(), width, dim, up.at + p * groups * 64 * bits,
-                          up_scales.at + p * (size ? groups * 32 : 64));
+                          up_scales.at + p * up_size);
         }
         fill(w);
         const int64_t p = e * panels;
         leanseek_pack(v0, 1, LEANSEEK_F32, bits, w.data(), dim, width, down.at + p * inner * 64 * bits,
-                      down_scales.at + p * (size ? inner * 32 : 64));
+                      down_scales.at + p * down_size);
     }
     std::vector<float> x(size_t(tokens * dim)), weights(size_t(tokens * per_token)), out(size_t(tokens * dim)), first;
     fill(x), fill(weights);

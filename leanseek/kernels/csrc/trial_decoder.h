@@ -40,12 +40,14 @@ struct Weights {
         packed.emplace_back(stack * panels * groups * 64 * kind, true);
         char *codes = packed.back().at;
         for (int64_t i = 0; i < stack * panels * groups * 64 * kind; i++) codes[i] = char(below(256));
-        const bool half = kind == LEANSEEK_INT4;
-        packed.emplace_back(stack * panels * (half ? groups * 32 : 64), false);
-        const float scale = size / 74;
-        for (int64_t i = 0; i < stack * panels * (half ? groups * 16 : 16); i++)
-            if (half) reinterpret_cast<uint16_t *>(packed.back().at)[i] = 0x2c00;  // 1 / 16
-            else reinterpret_cast<float *>(packed.back().at)[i] = scale;
+        const int64_t row = 64 + (kind == LEANSEEK_INT4 ? groups * 16 : 0);
+        packed.emplace_back(stack * panels * row, false);
+        for (int64_t p = 0; p < stack * panels; p++) {
+            char *to = packed.back().at + p * row;
+            const float scale = size / (kind == LEANSEEK_INT4 ? 4.6f * 64 : 74.0f);
+            for (int64_t r = 0; r < 16; r++) memcpy(to + r * 4, &scale, 4);
+            for (int64_t i = 64; i < row; i++) to[i] = char(below(4) ? 64 : -64);
+        }
         return {codes, packed.back().at, kind, panels};
     }
 };

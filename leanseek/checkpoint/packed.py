@@ -430,7 +430,9 @@ def random_parts(config: ModelConfig, form: str, seed: int = 0) -> Iterator[tupl
 
 def _large_pages(size: int) -> memoryview:
     """Return fresh memory in large pages, where the system has them, as mapped files are: small ones cost a tenth."""
-    memory = mmap.mmap(-1, size, **({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform == "linux" else {}))
+    memory = mmap.mmap(
+        -1, size, **({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform == "linux" else {})
+    )
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)

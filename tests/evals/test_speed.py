@@ -25,8 +25,8 @@ def test_kernel_rows_count_bytes_and_operations(tiny_config):
     assert [row["work"].split(",")[0] for row in rows] == ["linear 32x20"] * 2 + ["experts 2 of 8"] * 2
     for row in rows:
         assert row["value"] > 0 and row["share_of_stream"] == row["gb_s"] / 10 and row["gops"] > 0
-    # one row of a 20 x 32 weight in 2 panels: 2 * 20 * 32 operations on 2 * 288 bytes
-    assert rows[0]["gops"] / rows[0]["gb_s"] == pytest.approx(2 * 20 * 32 / (2 * 288))
+    # one row of a 20 x 32 weight in 2 panels: 2 * 20 * 32 operations on 2 * 336 bytes
+    assert rows[0]["gops"] / rows[0]["gb_s"] == pytest.approx(2 * 20 * 32 / (2 * 336))
 
 
 @pytest.mark.parametrize(("form", "size"), [("bf16", 2), ("fp8", 1)])

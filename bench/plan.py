@@ -2,23 +2,47 @@
 
 And how long do a plan and a calibration take: against the second and the ten seconds that they may?
 
-The machine is calibrated first, so nothing else may run on it meanwhile. The run is made anew in a folder of its own;
-with `--run FOLDER` it and its rates stay there, and a run that was cut short goes on where it stopped, as planned.
-`--only bench`, `--only stages` and `--only answers` do one of them; `--shorter 5` takes a fifth of every stage's steps.
+Virtual cores change their speed with what a neighbour does, so each row has two ratios: the plain one, and `by_pulse`,
+where what was planned is of a machine as fast as it was during the work, by the product that `leanseek.pulse` times.
+Of decoding and prompts a calibration and all pieces of work are measured in turn, `--repeats` times; `planned` are the
+plans by each calibration. During a run a thread takes pulses of a few milliseconds of processor time, once a second.
+
+The run is made anew in a folder of its own; with `--run FOLDER` it and its rates stay there, and a run that was cut
+short goes on where it stopped, as planned. `--only bench`, `--only stages` and `--only answers` do one of them;
+`--shorter 5` takes a fifth of every stage's steps.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
+import torch
 from rows import arguments, publish, repeats, row, seconds_of
+
+from leanseek.checkpoint.directory import empty_model
+from leanseek.cost.ledger import Ledger
+from leanseek.cost.rates import EngineRates, Rates, load_rates, save_rates
+from leanseek.drawing import decode_speed, read_speed
+from leanseek.evals.speed import decode_row, prefill_row
+from leanseek.kernels.threads import available_threads
+from leanseek.model.config import ModelConfig, load_preset
+from leanseek.model.initialise import initialise
+from leanseek.pulse import Pulse
+from leanseek.run import Run
+from leanseek.settings import load_recipe
+from leanseek.speed import measure_rates
 
 QUIETLY = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 # How far a plan may be off, as a share.
@@ -45,22 +69,16 @@ def main() -> None:
     parser.add_argument("--shorter", type=int, default=1, help="take one step of so many")
     parser.add_argument("--run", type=Path, help="where the rates and the run are kept")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.run or Path(temporary)
-        os.environ["XDG_CONFIG_HOME"] = str(folder)
-        from leanseek.cost.rates import load_rates, save_rates
-        from leanseek.speed import measure_rates
-
-        if (rates := load_rates()) is None:
-            rates = measure_rates(repeats=1 if options.quick else 3)
-            save_rates(rates)
-        print(rates, flush=True)
-        if options.only in ("", "answers"):
+    if options.only in ("", "answers"):
+        with tempfile.TemporaryDirectory() as temporary:
+            os.environ["XDG_CONFIG_HOME"] = temporary
+            subprocess.run([sys.executable, "-m", "leanseek", "plan", "--calibrate"], check=True, **QUIETLY)
             answers(options)
-        if options.only in ("", "bench"):
-            speeds(rates, options)
-        if options.only in ("", "stages") and not options.quick:
-            stages(options.recipe, folder / "run", options)
+    if options.only in ("", "bench"):
+        speeds(options)
+    if options.only in ("", "stages") and not options.quick:
+        with tempfile.TemporaryDirectory() as temporary:
+            stages(options.recipe, options.run or Path(temporary), options)
 
 
 def answers(options: Any) -> None:
@@ -72,59 +90,131 @@ def answers(options: Any) -> None:
         publish("plan", found, options)
 
 
-def speeds(rates: Any, options: Any) -> None:
-    """Publish what `leanseek bench decode` and `prefill` measure of the laptop's shape, beside what was planned."""
-    import torch
+@dataclass
+class Compared:
+    """A piece of work that is planned and done, several times.
 
-    from leanseek.checkpoint.directory import empty_model
-    from leanseek.drawing import decode_speed, read_speed
-    from leanseek.evals.speed import decode_row, prefill_row
-    from leanseek.kernels.threads import available_threads
-    from leanseek.model.config import load_preset
-    from leanseek.model.initialise import initialise
+    Args:
+        together: it is done on all cores.
+        plan: tokens a second by a calibration.
+        measure: tokens a second.
+    """
 
-    config, count = load_preset("laptop"), repeats(options)
-    model = initialise(empty_model(config, dtype="float32"), 0).eval()
+    together: bool
+    plan: Callable[[EngineRates], float]
+    measure: Callable[[], dict[str, Any]]
+    planned: list[float] = field(default_factory=list)
+    actual: list[float] = field(default_factory=list)
+    by_pulse: list[float] = field(default_factory=list)
+    work: str = ""
 
-    def measured(threads: int, measure: Callable[[], dict[str, Any]], planned: float) -> None:
+    def take(self, rates: Rates, pulse: Pulse, threads: int) -> None:
+        """Plan and do it once more."""
         torch.set_num_threads(threads)
-        found = measure()
-        work = f"leanseek bench {found['work']}, {threads} threads"
-        publish("plan", row(work, "tokens/s", [planned], found["samples"], within=WITHIN), options)
+        before = pulse.seconds()
+        found = self.measure()
+        around = [*before, *pulse.seconds()]
+        self.work = f"leanseek bench {found['work']}, {threads} threads"
+        self.planned.append(self.plan(rates.alone if self.together else rates.engine))
+        self.actual.append(found["value"])
+        half = len(before)
+        then_s = fmean(max(side) if self.together else fmean(side) for side in (around[:half], around[half:]))
+        slower = then_s / (rates.slower_pulse_s if self.together else rates.pulse_s)
+        self.by_pulse.append(self.planned[-1] / slower / self.actual[-1])
 
-    for threads in sorted({1, available_threads()}):
-        own = rates.engine if threads == 1 else rates.alone
+
+def speeds(options: Any) -> None:
+    """Publish what `leanseek bench decode` and `prefill` measure of the laptop's shape, beside what was planned."""
+    config, threads = load_preset("laptop"), available_threads()
+    model, pulse = initialise(empty_model(config, dtype="float32"), 0).eval(), Pulse(threads)
+    work: list[tuple[int, Compared]] = []
+    for count in sorted({1, threads}):
         for batch, context in DECODE:
-            planned = decode_speed(config, own, batch, context, TOKENS)
-            size = {"batch": batch, "context": context, "tokens": TOKENS}
-            measured(threads, partial(decode_row, model, **size, limits=None, repeats=count), planned)
+            plan = partial(_decoding, config, batch, context)
+            drawing = partial(decode_row, model, batch=batch, context=context, tokens=TOKENS, limits=None, repeats=1)
+            work.append((count, Compared(count > 1, plan, drawing)))
         for tokens in PREFILL:
-            planned = read_speed(config, own, tokens)
-            reading = partial(prefill_row, model, tokens=tokens, limits=None, flops_per_token=1.0, repeats=count)
-            measured(threads, reading, planned)
+            plan = partial(_reading, config, tokens)
+            reading = partial(prefill_row, model, tokens=tokens, limits=None, flops_per_token=1.0, repeats=1)
+            work.append((count, Compared(count > 1, plan, reading)))
+    for _ in range(repeats(options)):
+        rates = measure_rates()
+        for count, one in work * (1 if options.quick else 2):
+            one.take(rates, pulse, count)
+    within = 0
+    for _, one in work:
+        found = row(one.work, "tokens/s", one.planned, one.actual, within=WITHIN, by_pulse=_told(one.by_pulse))
+        within += abs(found["by_pulse"]["median"] - 1) <= WITHIN
+        publish("plan", found, options)
+    print(f"{within} of {len(work)} within {WITHIN:.0%} by their pulses")
+
+
+def _decoding(config: ModelConfig, batch: int, context: int, own: EngineRates) -> float:
+    return decode_speed(config, own, batch, context, TOKENS)
+
+
+def _reading(config: ModelConfig, tokens: int, own: EngineRates) -> float:
+    return read_speed(config, own, tokens)
+
+
+def _told(ratios: Sequence[float]) -> dict[str, Any]:
+    return {"median": round(median(ratios), 4), "samples": [round(one, 4) for one in ratios]}
+
+
+class Watch(threading.Thread):
+    """Takes the machine's pulse once a second, in processor time: other work has the cores meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._pulse, self._ended = Pulse(available_threads(), time.thread_time), threading.Event()
+        self.found: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        """Take pulses until `end`."""
+        while not self._ended.wait(1.0):
+            self.found.append((time.time(), max(self._pulse.seconds())))
+
+    def end(self) -> None:
+        """Take no more."""
+        self._ended.set()
+        self.join()
+
+    def mean_s(self, since: float, until: float) -> float:
+        """Return the mean pulse of the slower core between two moments."""
+        return fmean([pulse_s for at, pulse_s in self.found if since <= at <= until] or [math.nan])
 
 
 def stages(recipe: str, folder: Path, options: Any) -> None:
     """Make a run, which plans itself first, and publish each stage's row."""
-    from leanseek.cost.ledger import Ledger
-    from leanseek.run import Run
-    from leanseek.settings import load_recipe
-
-    make, known = [sys.executable, "-m", "leanseek", "make", recipe, "--run", str(folder)], load_recipe(recipe)
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    if (rates := load_rates()) is None:
+        rates = measure_rates()
+        save_rates(rates)
+    print(rates, flush=True)
+    make, known = [sys.executable, "-m", "leanseek", "make", recipe, "--run", str(folder / "run")], load_recipe(recipe)
     if options.shorter > 1:
         for stage in ("pretrain", "sft", "grpo"):
             make += [f"--{stage}.steps", str(max(1, getattr(known, stage).steps // options.shorter))]
+    watch = Watch()
+    watch.start()
     subprocess.run(make, check=True)
+    watch.end()
     name = known.name if options.shorter == 1 else f"{known.name}, {options.shorter} times fewer steps"
-    run = Run.open(folder)
-    actual = Ledger(run.ledger_path, 0.0).totals()
+    run = Run.open(folder / "run")
+    ledger = Ledger(run.ledger_path, 0.0)
+    actual = ledger.totals()
     for stage, planned in run.summary["plan"].items():
         took = actual[stage]
+        rows = [one for one in ledger.rows() if one["stage"] == stage]
+        pulse_s = watch.mean_s(min(one["time_s"] - one["seconds"] for one in rows), max(one["time_s"] for one in rows))
+        slower = pulse_s / rates.slower_pulse_s
         facts = {
             "tokens_planned": planned["tokens"],
             "tokens_actual": took["tokens"],
             "parts_planned": planned["parts"],
             "parts_actual": took.get("seconds_by_part", {}),
+            "slower_than_calibrated": round(slower, 4),
+            "by_pulse": round(took["seconds"] / (planned["seconds"] * slower), 4),
         }
         sides = [planned["seconds"]], [took["seconds"]]
         found = row(f"{name}: {stage}", "s", *sides, less_is_better=True, within=WITHIN, **facts)

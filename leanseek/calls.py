@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from leanseek.cost.rates import DecodeRates, EngineRates
 from leanseek.drawing import Drawing, engine_seconds
@@ -21,11 +22,11 @@ ROWS, GROUP, PROMPT = 256, 8, 16
 # Prompts whose reading is mostly products, and whose attention is felt.
 MIDDLE, LONG = 128, 512
 # Replies at once at which decoding is timed, with a prompt that is hardly felt and one whose cache is.
-SEVERAL, BEHIND = (1, 8, 64, ROWS), 192
+SEVERAL, BEHIND = (1, 8, 64, ROWS), 128
 # How often a short call is timed where a long one is once: a moment of another process is as long as all of it.
 SHORT_TURNS = 4
 # Decoding steps that are timed, and those before them, which make what the others reuse.
-STEPS, FIRST = 10, 1
+STEPS, FIRST = 6, 1
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Kind:
         return self.prompts * self.each
 
 
-@dataclass(frozen=True)
-class Took:
+class Took(NamedTuple):
     """Seconds of one engine's work.
 
     Args:
@@ -76,19 +76,18 @@ def _decoding(rows: int, prompt: int) -> Kind:
 
 READ_SHORT, READ_MIDDLE, READ_LONG = (Kind(1, 1, tokens) for tokens in (PROMPT, MIDDLE, LONG))
 READ_MANY, BEGIN = Kind(ROWS, 1, PROMPT), Kind(ROWS // GROUP, GROUP, PROMPT)
-DECODE = {rows: (_decoding(rows, PROMPT), _decoding(rows, BEHIND)) for rows in SEVERAL}
-# The same once more, with steps that tell their tokens; and with experts that are kept.
-TELL, KEEP = replace(DECODE[ROWS][0], told=True), replace(DECODE[ROWS][0], kept=True)
+# At as many as there are in stages, every other step tells its tokens, so that the others tell what that takes.
+DECODE = {rows: (_decoding(rows, PROMPT), _decoding(rows, BEHIND)) for rows in SEVERAL[:-1]}
+TELL = replace(_decoding(ROWS, PROMPT), told=True)
+DECODE[ROWS] = (TELL, _decoding(ROWS, BEHIND))
+# The same once more, with experts that are kept.
+KEEP = replace(_decoding(ROWS, PROMPT), kept=True)
 # Replies of all lengths: some end with every step.
-UNEVEN = Kind(ROWS, 1, PROMPT, tuple(range(1, 3 * STEPS)))
-# What a plan of `leanseek bench` rests on, and what one of a recipe's stages does besides.
-CALLS = (READ_SHORT, READ_MIDDLE, READ_LONG, READ_MANY, BEGIN, *itertools.chain(*DECODE.values()), TELL)
-KINDS = (*CALLS, KEEP, UNEVEN)
-
-
-def undisturbed(times: Sequence[float]) -> float:
-    """Return the second shortest time: the shortest is luck, and the longer ones are other processes' doing."""
-    return sorted(times)[min(1, len(times) - 1)]
+UNEVEN = Kind(ROWS, 1, PROMPT, tuple(range(1, 2 * STEPS + 1)))
+# What a plan of `leanseek bench` rests on, as far as it depends on how many threads there are in torch; and what one of
+# a recipe's stages does besides.
+CALLS = (READ_SHORT, READ_MIDDLE, READ_LONG, *itertools.chain(*DECODE.values()))
+KINDS = (*CALLS, READ_MANY, BEGIN, KEEP, UNEVEN)
 
 
 class Calls:
@@ -103,10 +102,9 @@ class Calls:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, clock: Callable[[], float]) -> None:
         self._model, self._tokenizer, self._clock = model, tokenizer, clock
         self._engines: dict[Kind, Engine] = {}
-        self._found: dict[Kind, list[Took]] = {}
 
-    def time(self, kind: Kind) -> None:
-        """Let an engine do a kind of work once more."""
+    def time(self, kind: Kind) -> Took:
+        """Let an engine do a kind of work; of short work, done several times, the second shortest counts."""
         if kind not in self._engines:
             self._engines[kind] = Engine(
                 self._model,
@@ -115,17 +113,8 @@ class Calls:
                 max_context_tokens=kind.prompt + max(kind.replies) + 1,
                 record_experts=kind.kept,
             )
-        for _ in range(SHORT_TURNS if kind.rows == 1 else 1):
-            self._found.setdefault(kind, []).append(self._timed(self._engines[kind], kind))
-
-    def took(self) -> dict[Kind, Took]:
-        """Return what was timed, without what disturbed it."""
-        return {
-            kind: Took(
-                *(undisturbed([getattr(one, name) for one in found]) for name in ("whole_s", "step_s", "told_s"))
-            )
-            for kind, found in self._found.items()
-        }
+        found = [self._timed(self._engines[kind], kind) for _ in range(SHORT_TURNS if kind.rows == 1 else 1)]
+        return Took(*(sorted(each)[min(1, len(each) - 1)] for each in zip(*found, strict=True)))
 
     def _timed(self, engine: Engine, kind: Kind) -> Took:
         clock, times = self._clock, list[float]()
@@ -154,24 +143,27 @@ def requests(kind: Kind, times: int = 1) -> Iterator[tuple[list[int], SamplingPa
         yield prompt, SamplingParams(max_tokens=reply, n=kind.each, seed=1, ignore_eos=True, logprobs=0)
 
 
-def engine_rates(config: ModelConfig, took: Mapping[Kind, Took]) -> EngineRates:
+def engine_rates(config: ModelConfig, took: Mapping[Kind, Took], other: EngineRates | None = None) -> EngineRates:
     """Return the rates of an engine from the seconds that some kinds of work took it.
 
     Args:
         config: of the model that it had.
-        took: CALLS; and those of KINDS that stages need, or what they would tell is taken to be nothing.
+        took: KINDS; or CALLS alone.
+        other: of an engine with another number of threads, whose rates hold for what is not in CALLS.
     """
-    reading = _reading(config, *(took[kind].whole_s for kind in (READ_SHORT, READ_MIDDLE, READ_LONG)))
-    call_s, token_s, pair_s = reading
-    # Of many prompts, all of which wait for one call; and of as many replies to fewer prompts.
-    known_s = PROMPT * token_s + causal_pairs([PROMPT]) * pair_s
-    many_s, few_s = (took[kind].whole_s - call_s - kind.prompts * known_s for kind in (READ_MANY, BEGIN))
-    # The call's own seconds are with one text and one reply.
-    text_s = max(many_s - few_s, 0.0) / (READ_MANY.prompts - BEGIN.prompts)
-    sample_s = max(few_s - (BEGIN.prompts - 1) * text_s, 0.0) / (ROWS - 1)
+    call_s, token_s, pair_s = _reading(config, *(took[kind].whole_s for kind in (READ_SHORT, READ_MIDDLE, READ_LONG)))
+    if other is not None:
+        text_s, sample_s, keep_s = other.text_s, other.sample_s, other.keep_s
+    else:
+        # Of many prompts, all of which wait for one call; and of as many replies to fewer prompts.
+        known_s = PROMPT * token_s + causal_pairs([PROMPT]) * pair_s
+        many_s, few_s = (took[kind].whole_s - call_s - kind.prompts * known_s for kind in (READ_MANY, BEGIN))
+        # The call's own seconds are with one text and one reply.
+        text_s = max(many_s - few_s, 0.0) / (READ_MANY.prompts - BEGIN.prompts)
+        sample_s = max(few_s - (BEGIN.prompts - 1) * text_s, 0.0) / (ROWS - 1)
+        keep_s = max(took[KEEP].step_s - took[TELL].step_s, 0.0) / ROWS
     fixed_s, decode = _decode(config, took)
     layers = config.num_hidden_layers
-    kept_s = took[KEEP].step_s - took[DECODE[ROWS][0]].step_s if KEEP in took else 0.0
     rates = EngineRates(
         layer_read_s=max(call_s - text_s - sample_s, 0.0) / layers,
         text_s=text_s,
@@ -180,11 +172,11 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, Took]) -> EngineRates:
         layer_decode_s=fixed_s / layers,
         decode=decode,
         sample_s=sample_s,
-        leave_s=0.0,
-        keep_s=max(kept_s, 0.0) / ROWS,
+        leave_s=0.0 if other is None else other.leave_s,
+        keep_s=keep_s,
         tell_s=max(took[TELL].told_s - took[TELL].step_s, 0.0) / ROWS,
     )
-    if UNEVEN not in took:
+    if other is not None:
         return rates
     # What is left of replies that end one after another, beyond their reading and decoding.
     known_s = engine_seconds(config, rates, Drawing(ROWS, 1, PROMPT, UNEVEN.replies, ROWS))

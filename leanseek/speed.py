@@ -26,7 +26,6 @@ from leanseek.calls import (
     Took,
     engine_rates,
     requests,
-    undisturbed,
 )
 from leanseek.checkpoint.directory import empty_model
 from leanseek.cost.energy import usable_cores
@@ -36,7 +35,7 @@ from leanseek.cost.rates import Rates, fixed_and_rate
 from leanseek.data.batches import TokenStream
 from leanseek.data.contamination import contamination
 from leanseek.data.corpus import documents
-from leanseek.data.tokens import TokenisedCorpus, tokenise, train_tokenizer
+from leanseek.data.tokens import tokenise, train_tokenizer
 from leanseek.engine.engine import Engine
 from leanseek.engine.pool import EnginePool
 from leanseek.engine.request import Output, SamplingParams
@@ -49,174 +48,188 @@ from leanseek.model.config import ModelConfig, load_preset
 from leanseek.model.count import causal_pairs, forward_flops, parameters
 from leanseek.model.initialise import initialise
 from leanseek.model.transformer import Transformer
+from leanseek.pulse import Pulse
 from leanseek.sections.training import TrainSettings
 from leanseek.settings import Recipe, load_recipe
 from leanseek.tokens.chat import ChatFormat
 from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.objectives.next_token import NextToken, mean_loss
 from leanseek.train.trainer import Trainer
+from leanseek.turns import Seconds, Turns
 
 RECIPE = "laptop"
 DOCUMENTS = 1000
-TEXT, FEW_TEXTS, MANY_TEXTS = 128, 8, 32
-# Seconds after which nothing is timed once more, of which parts of the work have these shares.
-PATIENCE_S = 5.0
+TEXT, FEW_TEXTS, MANY_TEXTS, LOOK_TEXTS = 128, 4, 32, 16
+PATIENCE_S = 6.0
 # Replies that are checked for each task: problems, replies to each, and how often a solution is said over.
-CHECKED = 64
+CHECKED = 32
 MANY, FEW, LONGER = (CHECKED, 1, 1), (CHECKED // GROUP, GROUP, 1), (CHECKED // GROUP, GROUP, 3)
-SHARES = {"corpus": 0.1, "training": 0.35, "engine": 0.6, "together": 0.8, "alone": 1.0}
-
-
-class _Turns:
-    """Measures in turn, so that what disturbs one disturbs the others: once each, and again while there is time.
-
-    Args:
-        repeats: of each, at most.
-        clock: seconds.
-        on_progress: called after each with the share of all that is done.
-    """
-
-    def __init__(self, repeats: int, clock: Callable[[], float], on_progress: Callable[[float], None]) -> None:
-        self._repeats, self._clock, self._on_progress = repeats, clock, on_progress
-        self._start, self._done = clock(), 0.0
-
-    def through(self, part: str, measures: Sequence[Callable[[], object]]) -> None:
-        """Call the measures, all of a part of the work."""
-        share, before = SHARES[part], self._done
-        for number in range(self._repeats * len(measures)):
-            # The machine is busy, or slow: what there is must do.
-            if number >= len(measures) and self._clock() - self._start > share * PATIENCE_S:
-                break
-            measures[number % len(measures)]()
-            self._on_progress(before + (share - before) * (number + 1) / (self._repeats * len(measures)))
-        self._done = share
-        self._on_progress(share)
 
 
 def measure_rates(
-    repeats: int = 3,
+    patience_s: float = PATIENCE_S,
     clock: Callable[[], float] = time.perf_counter,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Rates:
-    """Train and sample a small model with made-up weights and time it; about eight seconds.
+    """Train and sample a small model with made-up weights and time it; about six seconds.
 
     Args:
-        repeats: timings of each kind at most, of which the second shortest counts.
+        patience_s: seconds after which nothing is timed once more.
         clock: seconds.
         on_progress: called with the share that is done.
     """
     workers = share_out(None, "cpu")
-    turns = _Turns(repeats, clock, on_progress)
+    turns = Turns(Pulse(workers, clock).seconds, clock, patience_s, on_progress)
     recipe = load_recipe(RECIPE, {"data.documents": DOCUMENTS})
     config = load_preset(recipe.model)
     environments = [load_environment(name) for name in recipe.environments]
-    tokenizer, tokens, corpus = _corpus(recipe, config, environments, turns, clock)
+    corpus = _Corpus(recipe, config, environments, clock)
+    turns.add("corpus", corpus.time)
+    tokenizer = corpus.tokenizer
     model = initialise(empty_model(config, dtype="float32"), 0)
-    training = _training(model, tokens, workers, turns, clock)
-    calls, checking = Calls(model.eval(), tokenizer, clock), _Checking(ChatFormat(tokenizer), environments, clock)
-    turns.through("engine", [*(partial(calls.time, kind) for kind in KINDS), checking.time])
-    pools = _Pools(model, tokenizer, tokens, workers, clock)
-    turns.through("together", pools.measures)
-    alone = Calls(model, tokenizer, clock)
+    training = _Training(model, corpus.tokens, workers, clock)
+    for step in training.steps:
+        turns.add(step, partial(training.time, step), together=True)
+    turns.add("look", training.look)
+    checking = _Checking(ChatFormat(tokenizer), environments, clock)
+    turns.add("checking", checking.time)
+    pools = _Pools(model, tokenizer, corpus.tokens, workers, clock)
+    turns.add("renewed", pools.renew, together=True)
+    calls, alone = Calls(model, tokenizer, clock), Calls(model, tokenizer, clock)
+    for kind in KINDS:
+        turns.add(("one", kind), partial(calls.time, kind))
+        if workers > 1 and kind in CALLS:
+            turns.add(("alone", kind), partial(_with_all, partial(alone.time, kind)), together=True)
+        if workers > 1 and kind in (READ_MANY, UNEVEN):
+            turns.add(("together", kind), partial(pools.time, kind), together=True)
+    turns.go_on()
+    took = {kind: Took(*turns.took(("one", kind))) for kind in KINDS}
+    engine = engine_rates(config, took)
+    rates_alone = engine
     if workers > 1:
-        torch.set_num_threads(available_threads())
-        turns.through("alone", [partial(alone.time, kind) for kind in CALLS])
-        share_out(None, "cpu")
+        rates_alone = engine_rates(config, {kind: Took(*turns.took(("alone", kind))) for kind in CALLS}, engine)
+    gains = {READ_MANY: 1.0, UNEVEN: 1.0}
+    for kind in gains if workers > 1 else ():  # no less than one engine does, and no more than so many times
+        (seconds,) = turns.took(("together", kind))
+        gains[kind] = min(max(workers * took[kind].whole_s / seconds, 1.0), float(workers))
+    changed_s, same_s = turns.took("renewed")
     row, cores = this_cpu(), min(workers, usable_cores())
-    engine = calls.took()
-    read_gain, decode_gain = pools.gains(engine)
     return Rates(
-        **training,
-        engine=engine_rates(config, engine),
-        alone=engine_rates(config, alone.took() or engine),
+        **training.rates({step: turns.took(step)[0] for step in training.steps}, *turns.took("look")),
+        engine=engine,
+        alone=rates_alone,
         workers=workers,
-        read_gain=read_gain,
-        decode_gain=decode_gain,
-        renew_parameters_per_s=parameters(config).total / pools.renewed_s(),
+        read_gain=gains[READ_MANY],
+        decode_gain=gains[UNEVEN],
+        renew_parameters_per_s=parameters(config).total / max(changed_s - same_s, 1e-4),
         watts=row.watts * cores + row.idle_watts * (usable_cores() - cores),
-        **checking.rates(),
-        **corpus,
+        pulse_s=turns.pulse_s(),
+        slower_pulse_s=turns.pulse_s(together=True),
+        **checking.rates(*turns.took("checking")),
+        **corpus.rates(*turns.took("corpus")),
     )
 
 
-def _corpus(
-    recipe: Recipe, config: ModelConfig, environments: Sequence[Environment], turns: _Turns, clock: Callable[[], float]
-) -> tuple[Tokenizer, torch.Tensor, dict[str, float]]:
-    """Make a small corpus; return its tokenizer, its tokens and how fast it was made."""
-    levels, count = recipe.levels, recipe.eval.problems
-    held_out = [one.prompt for e in environments for one in distinct_problems(e, count, 0, levels.get(e.name))]
-    times: tuple[list[float], list[float], list[float]] = ([], [], [])
-    made: list[tuple[Tokenizer, TokenisedCorpus]] = []
+def _with_all(call: Callable[[], Seconds]) -> Seconds:
+    """Call something with all threads in torch, where it has one otherwise."""
+    torch.set_num_threads(available_threads())
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(1)
 
-    def measure() -> None:
+
+class _Corpus:
+    """Makes a small corpus; how fast that is, and what comes out of it."""
+
+    def __init__(
+        self, recipe: Recipe, config: ModelConfig, environments: Sequence[Environment], clock: Callable[[], float]
+    ) -> None:
+        self._recipe, self._config, self._environments, self._clock = recipe, config, environments, clock
+        count = recipe.eval.problems
+        self._held_out = [
+            one.prompt for e in environments for one in distinct_problems(e, count, 0, recipe.levels.get(e.name))
+        ]
+        self.tokenizer: Tokenizer
+        self.tokens: torch.Tensor
+        self._count = 0
+
+    def time(self) -> tuple[float, float, float]:
+        """Return the seconds of a vocabulary, of the tokens, and of a search for held-out problems."""
+        recipe, clock = self._recipe, self._clock
         start = clock()
-        tokenizer = train_tokenizer(recipe, config.vocab_size)
+        self.tokenizer = train_tokenizer(recipe, self._config.vocab_size)
         learnt = clock()
-        made.append((tokenizer, tokenise(recipe, tokenizer)))
+        made = tokenise(recipe, self.tokenizer)
         encoded = clock()
-        contamination(held_out, documents(recipe.seed, DOCUMENTS, environments, levels))
-        for found, seconds in zip(times, (learnt - start, encoded - learnt, clock() - encoded), strict=True):
-            found.append(seconds)
+        contamination(self._held_out, documents(recipe.seed, DOCUMENTS, self._environments, recipe.levels))
+        self.tokens, self._count = made.train, made.facts.train_tokens + made.facts.validation_tokens
+        return learnt - start, encoded - learnt, clock() - encoded
 
-    turns.through("corpus", [measure])
-    tokenizer, corpus = made[-1]
-    learn_s, encode_s, search_s = map(undisturbed, times)
-    rates = {
-        "learn_documents_per_s": DOCUMENTS / learn_s,
-        "encode_documents_per_s": DOCUMENTS / encode_s,
-        "search_documents_per_s": DOCUMENTS / search_s,
-        "document_tokens": (corpus.facts.train_tokens + corpus.facts.validation_tokens) / DOCUMENTS,
-    }
-    return tokenizer, corpus.train, rates
+    def rates(self, learn_s: float, encode_s: float, search_s: float) -> dict[str, float]:
+        """Return documents a second."""
+        return {
+            "learn_documents_per_s": DOCUMENTS / learn_s,
+            "encode_documents_per_s": DOCUMENTS / encode_s,
+            "search_documents_per_s": DOCUMENTS / search_s,
+            "document_tokens": self._count / DOCUMENTS,
+        }
 
 
-def _training(
-    model: Transformer, ids: torch.Tensor, workers: int, turns: _Turns, clock: Callable[[], float]
-) -> dict[str, float]:
-    """Return what optimiser steps take, from some over few texts and over many, with the MTP layer and without it.
+class _Training:
+    """Takes optimiser steps, over few texts and over many, with the MTP layer and without it.
 
-    And how fast the model itself reads texts without learning.
+    And reads texts with the model itself, without learning.
     """
-    meter = Charge("calibration")
-    trainer = Trainer(model, NextToken(0.3, 1e-4), TrainSettings(steps=1000), meter, workers)
-    streams = [TokenStream(ids, TEXT, rows, 0, bos_id=0) for rows in (FEW_TEXTS, MANY_TEXTS)]
-    model.train()
-    kinds = list(itertools.product((False, True), (0, 1)))
-    flops: dict[tuple[bool, int], float] = {}
-    times: dict[tuple[bool, int], list[float]] = {kind: [] for kind in kinds}
-    looks: list[float] = []
-    steps = itertools.count()
 
-    def step(kind: tuple[bool, int]) -> float:
+    def __init__(self, model: Transformer, ids: torch.Tensor, workers: int, clock: Callable[[], float]) -> None:
+        self._model, self._clock, self._meter = model, clock, Charge("calibration")
+        self._trainer = Trainer(model, NextToken(0.3, 1e-4), TrainSettings(steps=1000), self._meter, workers)
+        self._streams = [TokenStream(ids, TEXT, rows, 0, bos_id=0) for rows in (FEW_TEXTS, MANY_TEXTS)]
+        self._read = TokenStream(ids, TEXT, LOOK_TEXTS, 0, bos_id=0).batch(0)
+        self.steps = [(False, 0), (False, 1), (True, 1)]  # with the MTP layer; few texts or many
+        self._flops: dict[tuple[bool, int], float] = {}
+        self._numbers = itertools.count()
+        self.time((True, 0))  # the first step makes what the others reuse
+
+    def time(self, kind: tuple[bool, int]) -> tuple[float]:
+        """Return the seconds of a step."""
         mtp, which = kind
-        batch, before = replace(streams[which].batch(next(steps)), mtp=mtp), meter.flops
-        start = clock()
-        trainer.step(batch)
-        flops[kind] = meter.flops - before
-        return clock() - start
+        batch, before = replace(self._streams[which].batch(next(self._numbers)), mtp=mtp), self._meter.flops
+        self._model.train()
+        start = self._clock()
+        self._trainer.step(batch)
+        took = self._clock() - start
+        self._model.eval()
+        self._flops[kind] = self._meter.flops - before
+        return (took,)
 
-    def look() -> None:
-        start = clock()
-        mean_loss(model, [streams[1].batch(0)])
-        looks.append(clock() - start)
+    def look(self) -> tuple[float]:
+        """Return the seconds of reading."""
+        start = self._clock()
+        mean_loss(self._model, [self._read])
+        return (self._clock() - start,)
 
-    for mtp in (False, True):  # the first step of each makes what the others reuse
-        step((mtp, 0))
-    turns.through("training", [*(lambda kind=kind: times[kind].append(step(kind)) for kind in kinds), look])
-    took = {kind: undisturbed(found) for kind, found in times.items()}
-    fixed_s, rate = fixed_and_rate(*((flops[False, which], took[False, which]) for which in (0, 1)))
-    layers = model.config.num_hidden_layers
-    found = {"layer_step_s": fixed_s / layers, "train_flops_per_s": rate}
-    more = [
-        (flops[True, n] - flops[False, n], max(took[True, n] - took[False, n], 0.01 * took[True, n])) for n in (0, 1)
-    ]
-    fixed_s, rate = fixed_and_rate(*more)
-    read = forward_flops(model.config, tokens=MANY_TEXTS * TEXT, pairs=causal_pairs([TEXT] * MANY_TEXTS))
-    return {**found, "mtp_step_s": fixed_s, "mtp_flops_per_s": rate, "forward_flops_per_s": read / undisturbed(looks)}
+    def rates(self, took: Mapping[tuple[bool, int], float], look_s: float) -> dict[str, float]:
+        """Return what a step takes, and more of it with the MTP layer, and how fast texts are read."""
+        config, flops = self._model.config, self._flops
+        fixed_s, rate = fixed_and_rate(*((flops[False, which], took[False, which]) for which in (0, 1)))
+        layer_s = fixed_s / config.num_hidden_layers
+        # The MTP layer is one more, whatever there is in a step.
+        more_s, more = took[True, 1] - took[False, 1], flops[True, 1] - flops[False, 1]
+        mtp_s = min(layer_s, 0.5 * max(more_s, 0.01 * took[True, 1]))
+        read = forward_flops(config, tokens=LOOK_TEXTS * TEXT, pairs=causal_pairs([TEXT] * LOOK_TEXTS))
+        return {
+            "layer_step_s": layer_s,
+            "train_flops_per_s": rate,
+            "mtp_step_s": mtp_s,
+            "mtp_flops_per_s": more / max(more_s - mtp_s, mtp_s, 1e-6),
+            "forward_flops_per_s": read / look_s,
+        }
 
 
 class _Pools:
-    """Engines side by side: how much more they do than one, and what it takes them to take up changed weights."""
+    """Engines side by side: how long they take together, and to take up changed weights."""
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, ids: torch.Tensor, workers: int, clock: Callable[[], float]
@@ -227,50 +240,20 @@ class _Pools:
         self._pool = EnginePool(model, tokenizer, workers=workers, max_batch=rows, max_context_tokens=longest)
         self._trainer = Trainer(model, NextToken(0.0, 0.0), TrainSettings(steps=1000), Charge("calibration"), workers)
         self._batch = TokenStream(ids, TEXT, FEW_TEXTS, 0, bos_id=0).batch(0)
-        self._together: dict[Kind, list[float]] = {READ_MANY: [], UNEVEN: []}
-        self._renewed: list[float] = []
 
-    @property
-    def measures(self) -> list[Callable[[], object]]:
-        """What is to be measured."""
-        alike = [partial(self._time, kind) for kind in self._together] if self._workers > 1 else []
-        return [*alike, self._renew]
-
-    def gains(self, alone: Mapping[Kind, Took]) -> tuple[float, float]:
-        """Return how much more all of them do than one: reading, and drawing replies that end one after another.
-
-        No less than one, and no more than so many times.
-        """
-        if self._workers == 1:
-            return 1.0, 1.0
-        found = {kind: self._workers * alone[kind].whole_s / undisturbed(s) for kind, s in self._together.items()}
-        read, all_of = (min(max(found[kind], 1.0), float(self._workers)) for kind in (READ_MANY, UNEVEN))
-        return read, all_of
-
-    def renewed_s(self) -> float:
-        """Return the seconds that changed weights take."""
-        return max(undisturbed(self._renewed), 1e-4)
-
-    def _time(self, kind: Kind) -> float:
+    def time(self, kind: Kind) -> tuple[float]:
+        """Return the seconds of all of them for as much work each."""
         prompts, params = zip(*requests(kind, self._workers), strict=True)
         start = self._clock()
         self._pool.generate(prompts, params)
-        took = self._clock() - start
-        self._together.setdefault(kind, []).append(took)
-        return took
+        return (self._clock() - start,)
 
-    def _renew(self) -> None:
-        """Let few replies begin, with weights that have changed and again as they are."""
+    def renew(self) -> tuple[float, float]:
+        """Return the seconds until few replies have begun: with weights that have changed, and again as they are."""
         self._model.train()
         self._trainer.step(self._batch)
         self._model.eval()
-        prompts, params = zip(*requests(BEGIN, self._workers), strict=True)
-        times = []
-        for _ in range(2):
-            start = self._clock()
-            self._pool.generate(prompts, params)
-            times.append(self._clock() - start)
-        self._renewed.append(times[0] - times[1])
+        return self.time(BEGIN)[0], self.time(BEGIN)[0]
 
 
 class _Canned:
@@ -289,17 +272,14 @@ class _Checking:
 
     def __init__(self, chat: ChatFormat, environments: Sequence[Environment], clock: Callable[[], float]) -> None:
         self._chat, self._environments, self._clock = chat, environments, clock
-        self._times: dict[tuple[int, int, int], list[float]] = {}
         self._tokens = 0.0  # of a reply, on the average
 
-    def time(self) -> None:
+    def time(self) -> tuple[float, ...]:
         """Check replies, each to a problem of its own; as many to fewer problems; and those again, thrice as long."""
-        for kind in (MANY, FEW, LONGER):
-            self._times.setdefault(kind, []).append(self._seconds(*kind))
+        return tuple(self._seconds(*kind) for kind in (MANY, FEW, LONGER))
 
-    def rates(self) -> dict[str, float]:
+    def rates(self, many_s: float, few_s: float, longer_s: float) -> dict[str, float]:
         """Return the seconds of a problem, of a reply, and of each of its tokens."""
-        many_s, few_s, longer_s = (undisturbed(self._times[kind]) for kind in (MANY, FEW, LONGER))
         count, replies = len(self._environments), len(self._environments) * CHECKED
         problem_s = max(many_s - few_s, 0.0) / (count * (MANY[0] - FEW[0]))
         token_s = max(longer_s - few_s, 0.0) / (replies * self._tokens * (LONGER[2] - 1))

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from leanseek import calls
-from leanseek.calls import BEGIN, CALLS, FIRST, KEEP, KINDS, STEPS, TELL, Calls, Kind, Took, engine_rates, undisturbed
+from leanseek.calls import BEGIN, CALLS, FIRST, KEEP, KINDS, STEPS, TELL, Calls, Kind, Took, engine_rates
 from leanseek.cost.rates import EngineRates
 from leanseek.drawing import Drawing, engine_seconds, step_seconds
 from leanseek.model.config import load_preset
@@ -42,21 +42,21 @@ def test_the_rates_are_found_that_made_the_times():
         assert ours == pytest.approx(theirs, rel=0.05 if field.name == "leave_s" else 0.01), field.name
 
 
-def test_a_server_needs_no_more_than_its_calls():
-    found = engine_rates(CONFIG, {kind: took(kind) for kind in CALLS})
-    assert found.leave_s == found.keep_s == 0 and found.tell_s == pytest.approx(ENGINE.tell_s)
+def test_what_threads_make_no_difference_to_is_taken_over():
+    other = replace(ENGINE, text_s=1e-5, sample_s=3e-5, keep_s=2e-6, leave_s=1e-4, tell_s=1.0)
+    found = engine_rates(CONFIG, {kind: took(kind) for kind in CALLS}, other)
+    for name in ("text_s", "sample_s", "keep_s", "leave_s"):
+        assert getattr(found, name) == getattr(other, name)
+    assert found.tell_s == pytest.approx(ENGINE.tell_s)
+    assert found.read_flops_per_s == pytest.approx(ENGINE.read_flops_per_s, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disturbance_makes_no_rate_negative(kind):
     for factor in (0.1, 10):
         was = took(kind)
-        then = Took(*(factor * getattr(was, field.name) for field in fields(Took)))
+        then = Took(*(factor * seconds for seconds in was))
         assert isinstance(engine_rates(CONFIG, {one: took(one) for one in KINDS} | {kind: then}), EngineRates)
-
-
-def test_the_second_shortest_counts():
-    assert undisturbed([5.0, 1.0, 2.0]) == 2.0 and undisturbed([3.0]) == 3.0
 
 
 @pytest.mark.parametrize("kind", [BEGIN, TELL, KEEP, calls.UNEVEN])
@@ -64,9 +64,8 @@ def test_an_engine_does_the_work_of_a_kind(tiny_model, tiny_tokenizer, kind):
     small = replace(kind, prompts=min(kind.prompts, 6), each=min(kind.each, 4), prompt=5)
     seconds = iter(range(10**6))
     timed = Calls(tiny_model, tiny_tokenizer, lambda: float(next(seconds)))
-    for _ in range(2):
-        timed.time(small)
-    (found,) = timed.took().values()
+    timed.time(small)
+    found = timed.time(small)
     # The clock goes on by a second with each look: one look before a call and one after it.
     assert found.whole_s > 0 and (found.step_s == 1) == (kind.replies != (1,))
     assert (found.told_s == 1) == kind.told

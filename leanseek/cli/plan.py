@@ -260,7 +260,7 @@ def measured_rates(on_progress: Callable[[float], None]) -> Rates:
     return measure_rates(on_progress=on_progress)
 
 
-def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.3) -> Hardware:
+def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.15) -> Hardware:
     """Measure how fast this machine multiplies matrices and reads memory.
 
     Args:
@@ -289,7 +289,7 @@ def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.3
         side = 8192 if cuda else 1024
         a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         flops[kind] = rate(lambda a=a, b=b: a @ b, 2.0 * side**3)  # type: ignore[misc]
-    block = torch.ones(2**27, device=device)  # 512 MiB: more than caches hold
+    block = torch.ones(2**26, device=device)  # 256 MiB: more than caches hold
     moved = rate(block.sum, 4.0 * block.numel())
     known = gpu_named(torch.cuda.get_device_name()) if cuda else this_cpu()
     units = 1 if cuda else min(torch.get_num_threads(), usable_cores())

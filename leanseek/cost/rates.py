@@ -89,6 +89,8 @@ class Rates:
         search_documents_per_s: made, and searched for held-out problems.
         document_tokens: of those documents, on the average: longer ones take longer.
         watts: what the machine draws while it works, by the power model of its row.
+        pulse_s: of the product that tells how fast the cores are (`leanseek.pulse`), while all that was measured.
+        slower_pulse_s: the same of whichever core was slower.
     """
 
     layer_step_s: float
@@ -110,6 +112,8 @@ class Rates:
     search_documents_per_s: float
     document_tokens: float
     watts: float
+    pulse_s: float
+    slower_pulse_s: float
 
     def __post_init__(self) -> None:
         _check_amounts(self)

@@ -41,4 +41,6 @@ RATES = Rates(
     search_documents_per_s=39e3,
     document_tokens=39.0,
     watts=7.0,
+    pulse_s=0.0002,
+    slower_pulse_s=0.00025,
 )

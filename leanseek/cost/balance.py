@@ -37,6 +37,7 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
     best = tuple(sorted(one, reverse=True) for one in loads(bounds))
     while True:
         found = None
+        other = {stage: pair[pair[0] == stage] for pair in held for stage in pair}
         # Hand one layer of the busiest device that can be helped to another stage; all between them move along by one.
         for _, busiest in sorted(zip(loads(bounds)[0], held, strict=True), reverse=True):
             for giver in busiest:
@@ -46,6 +47,14 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
                     if giver == taker:
                         continue
                     first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
+                    # Nearly always the taker's device would have too much: then the others need not be looked at.
+                    had = 0
+                    for stage in (taker, other[taker]):
+                        end = bounds[stage] + (step if first <= stage < last else 0)
+                        begin = (bounds[stage - 1] + (step if first < stage <= last else 0)) if stage else 0
+                        had += sums[end] - sums[begin]
+                    if had > (found[0] if found else best)[0][0]:
+                        continue
                     moved = bounds.copy()
                     moved[first:last] = [b + step for b in bounds[first:last]]
                     theirs, each = loads(moved)

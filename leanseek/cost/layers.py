@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from leanseek.cost.exchange import exchange_s
 from leanseek.cost.layout import Layout
@@ -181,15 +182,21 @@ def kept_bytes(config: ModelConfig, layer: int, recompute: str, precision: str) 
 
 def _product_times(one: Product, layout: Layout, roof: Roofline, tokens: float) -> tuple[float, float, float]:
     """Return a product's seconds forward, for the gradient of its input, and for that of its weights."""
+    return _shared_product_times(one, *((layout.ep, 1) if one.groups > 1 else (1, layout.tp)), roof, tokens)
+
+
+@lru_cache(2048)
+def _shared_product_times(one: Product, ep: int, tp: int, roof: Roofline, tokens: float) -> tuple[float, float, float]:
+    # A search asks for the same product in hundreds of layouts.
     precision = "bf16" if one.kept and roof.precision == "fp8" else None
     groups, outer, inner = 1.0, one.outer, one.inner
     rows = tokens * one.copies
     if one.groups > 1:
-        groups = one.groups / layout.ep
+        groups = one.groups / ep
         rows /= groups
-    elif layout.tp > 1:
+    elif tp > 1:
         # Columns of the first product and rows of the second are shared; which is which makes no difference here.
-        outer = max(outer // layout.tp, 1)
+        outer = max(outer // tp, 1)
     forward = roof.product_s(rows, outer, inner, groups, precision)
     input_ = roof.product_s(rows, inner, outer, groups, precision)
     weight = roof.product_s(outer, inner, round(rows) or 1, groups, precision)

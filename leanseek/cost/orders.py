@@ -231,8 +231,25 @@ def _phases(half: int, near: int, steady: int, stage: Stage) -> list[Op]:
     return device.order
 
 
+class Step(NamedTuple):
+    """One operation in a sequence of those of all devices.
+
+    Args:
+        device: that does it.
+        op: what it does.
+        local, received: places in the sequence of what must be done before, on this device, and come from others.
+        keeps: by how many the micro-batch stages change whose activations are kept.
+    """
+
+    device: int
+    op: Op
+    local: tuple[int, ...]
+    received: tuple[int, ...]
+    keeps: int
+
+
 @cache
-def sequence(schedule: str, devices: int, micro_batches: int) -> list[tuple[int, Op, tuple[int, ...], tuple[int, ...]]]:
+def sequence(schedule: str, devices: int, micro_batches: int) -> list[Step]:
     """Return all devices' operations so that each comes after what it waits for, on its device and on others.
 
     Every device does its own in their order, so this is the same however long they take.
@@ -243,21 +260,22 @@ def sequence(schedule: str, devices: int, micro_batches: int) -> list[tuple[int,
     else:
         make = {"1f1b": one_f_one_b, "zb1p": zb1p, "dualpipe": dualpipe, "dualpipev": dualpipev}[schedule]
         orders = make(devices, micro_batches)
-    found: list[tuple[int, Op, tuple[int, ...], tuple[int, ...]]] = []
+    waiting = [[(op, op.after(), op.received(stages)) for op in order] for order in orders]
+    found: list[Step] = []
     done: dict[tuple[str, int, int], int] = {}
     place, total = [0] * devices, sum(map(len, orders))
     while len(found) < total:
         before = len(found)
-        for device, order in enumerate(orders):
+        for device, order in enumerate(waiting):
             while place[device] < len(order):
-                op = order[place[device]]
-                local, received = op.after(), op.received(stages)
-                if any(key not in done for key in (*local, *received)):
+                op, local, received = order[place[device]]
+                try:
+                    waits = tuple([done[key] for key in local]), tuple([done[key] for key in received])
+                except KeyError:
                     break
                 for key in op.gives():
                     done[key] = len(found)
-                waits = tuple(done[key] for key in local), tuple(done[key] for key in received)
-                found.append((device, op, *waits))
+                found.append(Step(device, op, *waits, op.keeps()))
                 place[device] += 1
         assert len(found) > before, "the schedule waits for itself"
     return found

@@ -133,38 +133,54 @@ def bubble_formula(schedule: str, devices: int, forward: float, backward: float,
 def _run(schedule: str, devices: int, micro_batches: int, times: StageTimes) -> Trace:
     if schedule == "zbv":
         return _zbv(devices, micro_batches, times)
-    spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
-    clock = [0.0] * devices
+    trace = _Tracing(devices)
     ends: list[float] = []
-    for device, op, local, received in sequence(schedule, devices, micro_batches):
-        start = clock[device]
-        # A few hundred thousand times in a search: calls of `max` would be a tenth of it.
+    takes: dict[tuple[str, int, int], float] = {}
+    hop_s = times.hop_s
+    for device, op, local, received, keeps in sequence(schedule, devices, micro_batches):
+        start = trace.clock[device]
+        # Some hundred thousand times in a search: calls of `max` would be a tenth of it.
         for one in local:
             if ends[one] > start:
                 start = ends[one]
         for one in received:
-            if ends[one] + times.hop_s > start:
-                start = ends[one] + times.hop_s
-        clock[device] = end = start + times.of(op)
-        ends.append(end)
-        spans[device].append((op, start, end))
-    return _trace(spans)
+            if ends[one] + hop_s > start:
+                start = ends[one] + hop_s
+        kind = (op.kind, op.stage, op.back_stage)
+        seconds = takes.get(kind)
+        if seconds is None:
+            seconds = takes[kind] = times.of(op)
+        ends.append(start + seconds)
+        trace.add(device, op, start, start + seconds, keeps)
+    return trace.found()
 
 
-def _ready(op: Op, done: dict[tuple[str, int, int], float], stages: int, hop_s: float) -> float | None:
-    """Return when what an operation waits for is there; None: that is not known yet."""
-    latest = 0.0
-    for key in op.after():
-        when = done.get(key)
-        if when is None:
-            return None
-        latest = max(latest, when)
-    for key in op.received(stages):
-        when = done.get(key)
-        if when is None:
-            return None
-        latest = max(latest, when + hop_s)
-    return latest
+class _Tracing:
+    """What devices do, as it is found.
+
+    Args:
+        devices: of the pipeline.
+    """
+
+    def __init__(self, devices: int) -> None:
+        self.clock = [0.0] * devices
+        self._busy, self._held, self._most = [0.0] * devices, [0] * devices, [0] * devices
+        self._spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
+
+    def add(self, device: int, op: Op, start: float, end: float, keeps: int) -> None:
+        """Let a device do its next operation."""
+        self.clock[device] = end
+        self._busy[device] += end - start
+        self._spans[device].append((op, start, end))
+        held = self._held[device] = self._held[device] + keeps
+        if op.kind == PAIR:
+            held += 1
+        if held > self._most[device]:
+            self._most[device] = held
+
+    def found(self) -> Trace:
+        """Return all of it."""
+        return Trace(max(self.clock), tuple(self._busy), tuple(self._most), tuple(map(tuple, self._spans)))
 
 
 def _zbv(devices: int, micro_batches: int, times: StageTimes) -> Trace:
@@ -174,53 +190,47 @@ def _zbv(devices: int, micro_batches: int, times: StageTimes) -> Trace:
     other two, then weights, unless there is no room left but by doing those. Activations are kept for no more
     micro-batches than 1F1B keeps on its first device. Where all passes take as long, only the way in is waited.
     """
-    stages = 2 * devices
-    done: dict[tuple[str, int, int], float] = {}
-    clock = [0.0] * devices
-    spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
-    counts = {kind: [0] * stages for kind in (FORWARD, INPUT, WEIGHT)}
+    stages, hop_s, trace = 2 * devices, times.hop_s, _Tracing(devices)
+    mine = [held_stages("zbv", devices, device) for device in range(devices)]
+    # When each stage ended its passes, one micro-batch after the other.
+    forwards, inputs, weights = ([list[float]() for _ in range(stages)] for _ in range(3))
 
-    def choose(device: int) -> tuple[float, int, int, Op] | None:
-        mine = held_stages("zbv", devices, device)
-        held = sum(counts[FORWARD][s] - counts[WEIGHT][s] for s in mine)
-        best: tuple[float, int, int, Op] | None = None
-        for stage in mine:
+    def choose(device: int) -> tuple[float, int, int, str, int] | None:
+        now = trace.clock[device]
+        held = sum(len(forwards[stage]) - len(weights[stage]) for stage in mine[device])
+        best: tuple[float, int, int, str, int] | None = None
+        for stage in mine[device]:
             second = stage >= devices
-            forward, back, weight = (counts[kind][stage] for kind in (FORWARD, INPUT, WEIGHT))
-            found = [(Op(INPUT, stage, back), 1 if second else 0)] if back < forward else []
+            forward, back, weight = len(forwards[stage]), len(inputs[stage]), len(weights[stage])
+            found: list[tuple[float, int, str]] = []
+            if back < forward:
+                if stage == stages - 1:
+                    found.append((now, 1 if second else 0, INPUT))
+                elif back < len(inputs[stage + 1]):
+                    found.append((inputs[stage + 1][back] + hop_s, 1 if second else 0, INPUT))
             # The last place is kept for the second half, whose backward pass is what frees places.
-            room = held < 2 * devices - (not second) and forward - back < stages - stage
-            if forward < micro_batches and room:
-                found.append((Op(FORWARD, stage, forward), 0 if second else 1))
+            if forward < micro_batches and held < 2 * devices - (not second) and forward - back < stages - stage:
+                if stage == 0:
+                    found.append((now, 0 if second else 1, FORWARD))
+                elif forward < len(forwards[stage - 1]):
+                    found.append((forwards[stage - 1][forward] + hop_s, 0 if second else 1, FORWARD))
             if weight < back:
-                found.append((Op(WEIGHT, stage, weight), 2 if held < 2 * devices - 1 else -1))
-            for op, rank in found:
-                ready = _ready(op, done, stages, times.hop_s)
-                if ready is not None and (best is None or (max(clock[device], ready), rank) < best[:2]):
-                    best = (max(clock[device], ready), rank, device, op)
+                found.append((now, 2 if held < 2 * devices - 1 else -1, WEIGHT))
+            for ready, rank, kind in found:
+                start = ready if ready > now else now
+                if best is None or (start, rank) < best[:2]:
+                    best = (start, rank, device, kind, stage)
         return best
 
+    lists = {FORWARD: forwards, INPUT: inputs, WEIGHT: weights}
     choices = [choose(device) for device in range(devices)]
     for _ in range(3 * stages * micro_batches):
-        start, _rank, device, op = min(one for one in choices if one is not None)
+        start, _rank, device, kind, stage = min(one for one in choices if one is not None)
+        ended = lists[kind][stage]
+        op = Op(kind, stage, len(ended))
         end = start + times.of(op)
-        for key in op.gives():
-            done[key] = end
-        spans[device].append((op, start, end))
-        clock[device] = end
-        counts[op.kind][op.stage] += 1
+        ended.append(end)
+        trace.add(device, op, start, end, op.keeps())
         for other in {max(device - 1, 0), device, min(device + 1, devices - 1)}:
             choices[other] = choose(other)
-    return _trace(spans)
-
-
-def _trace(spans: list[list[tuple[Op, float, float]]]) -> Trace:
-    busy = tuple(sum(end - start for _, start, end in one) for one in spans)
-    held = []
-    for one in spans:
-        now = most = 0
-        for op, _, _ in one:
-            now += op.keeps()
-            most = max(most, now + (op.kind == PAIR))
-        held.append(most)
-    return Trace(max(one[-1][2] for one in spans), busy, tuple(held), tuple(tuple(one) for one in spans))
+    return trace.found()

@@ -109,9 +109,9 @@ def mlp_products(config: ModelConfig, layer: int) -> tuple[Product, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Roofline:
-    """A device, and how much of it computes.
+    """A device, and how much of it computes; it is itself alone that it equals, so that what it takes can be kept.
 
     Args:
         hardware: its row.

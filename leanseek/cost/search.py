@@ -124,7 +124,7 @@ def _distinct(found: list[Candidate]) -> list[Candidate]:
 
 
 def _candidates(work: Work, machines: Machines, precision: str) -> Iterator[Candidate]:
-    config, devices, sums = work.config, machines.count, Sums()
+    config, devices, sums = work.config, machines.count, _Sums(work, machines)
     experts = config.n_routed_experts
     spreads = [ep for ep in (2**power for power in range(11)) if ep == 1 or (experts and experts % ep == 0)]
     for pp in PIPELINES:
@@ -143,23 +143,35 @@ def _candidates(work: Work, machines: Machines, precision: str) -> Iterator[Cand
                         yield from _variants(work, machines, replace(base, micro=micro, zero=zero), sums)
 
 
-# What the whole model takes and holds, for what of a layout makes a difference to that.
-Sums = dict[tuple[int, int, int, str, float], tuple[LayerTimes, Weights]]
+class _Sums:
+    """What the whole model takes and holds, kept for all layouts for which that is the same."""
+
+    def __init__(self, work: Work, machines: Machines) -> None:
+        self._work, self._machines = work, machines
+        self._roofs: dict[bool, Roofline] = {}
+        self._found: dict[tuple[int, int, int, str, bool], tuple[LayerTimes, Weights]] = {}
+
+    def of(self, layout: Layout) -> tuple[LayerTimes, Weights, Roofline]:
+        """Return what that is in a layout, and the device as it uses it."""
+        moves = layout.overlaps and layout.ep > 1
+        if moves not in self._roofs:
+            self._roofs[moves] = roofline(layout, self._machines)
+        roof, key = self._roofs[moves], (layout.ep, layout.tp, layout.micro, layout.recompute, moves)
+        if key not in self._found:
+            self._found[key] = _whole(self._work, layout, roof)
+        return *self._found[key], roof
 
 
-def _variants(work: Work, machines: Machines, base: Layout, sums: Sums) -> Iterator[Candidate]:
+def _variants(work: Work, machines: Machines, base: Layout, sums: _Sums) -> Iterator[Candidate]:
     """Judge one spread with every recomputation and every schedule."""
     schedules = SCHEDULES if base.pp > 1 else ("1f1b",)
-    for recompute in RECOMPUTE:
-        for schedule in schedules:
-            layout = replace(base, schedule=schedule, recompute=recompute)
-            if obstacle(work.config, layout, machines.count, work.batch):
-                continue
-            roof = roofline(layout, machines)
-            key = (layout.ep, layout.tp, layout.micro, recompute, roof.computing)
-            if key not in sums:
-                sums[key] = _whole(work, layout, roof)
-            yield _judged(work, machines, layout, *sums[key])
+    for schedule in schedules:
+        layout = replace(base, schedule=schedule)
+        if obstacle(work.config, layout, machines.count, work.batch):
+            continue
+        for recompute in RECOMPUTE:
+            layout = replace(layout, recompute=recompute)
+            yield _judged(work, machines, layout, *sums.of(layout))
 
 
 def _whole(work: Work, layout: Layout, roof: Roofline) -> tuple[LayerTimes, Weights]:
@@ -181,7 +193,9 @@ def _whole(work: Work, layout: Layout, roof: Roofline) -> tuple[LayerTimes, Weig
     return times, Weights(shared + (1 if config.tie_word_embeddings else 2) * vocabulary, experts)
 
 
-def _judged(work: Work, machines: Machines, layout: Layout, times: LayerTimes, weights: Weights) -> Candidate:
+def _judged(
+    work: Work, machines: Machines, layout: Layout, times: LayerTimes, weights: Weights, roof: Roofline
+) -> Candidate:
     micro_batches = work.batch // (layout.dp * layout.micro)
     compute = times.forward + times.input + times.weight
     open_ = 2 * (times.exchange - times.hidden)
@@ -205,7 +219,7 @@ def _judged(work: Work, machines: Machines, layout: Layout, times: LayerTimes, w
     fuller = 1 + (uneven - 1) / 3
     share = twice * fuller / layout.pp
     own = Weights(weights.shared * share, weights.experts * share)
-    seconds += sync_s([own], layout, Roofline(machines.device, layout.precision), micro_batches, seconds)
+    seconds += sync_s([own], layout, roof, micro_batches, seconds)
     kept: float = layout.pp
     if layout.schedule in CHUNKS:
         kept += (layout.pp - 1) / CHUNKS[layout.schedule]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from process import memory
 from rows import arguments, publish, row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +125,7 @@ class Clock:
         return self.steps % EVERY == 0
 
     def enough(self, folder: Path) -> bool:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        told = {"steps": self.steps, "seconds": self.seconds, "joules": self.joules, "memory": memory}
+        told = {"steps": self.steps, "seconds": self.seconds, "joules": self.joules, "memory": memory("VmHWM")}
         print(json.dumps({**told, "folder": str(folder)}), flush=True)
         return sys.stdin.readline().strip() != "go"
 

@@ -6,9 +6,7 @@ process of its own for each form, its peak resident memory beyond what it had be
 
 from __future__ import annotations
 
-import multiprocessing
-from typing import Any
-
+from process import in_child, memory
 from rows import arguments, publish, repeats, row
 
 TOKENS, HIDDEN, VOCABULARY = 8192, 1024, 129_280
@@ -18,15 +16,9 @@ TILE_TOKENS = 128
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     tokens = 512 if options.quick else TOKENS
-    context = multiprocessing.get_context("spawn")
 
     def peak(most_logits: int | None) -> float:
-        queue: Any = context.Queue()
-        process = context.Process(target=_measure, args=(tokens, most_logits, queue))
-        process.start()
-        found: float = queue.get()
-        process.join()
-        return found
+        return float(in_child(_measure, tokens, most_logits))
 
     tile = TILE_TOKENS * VOCABULARY * 4
     kept = 4 * (2 * tokens * HIDDEN + 2 * VOCABULARY * HIDDEN)
@@ -48,7 +40,7 @@ def main() -> None:
     )
 
 
-def _measure(tokens: int, most_logits: int | None, queue: Any) -> None:
+def _measure(tokens: int, most_logits: int | None) -> int:
     import torch
 
     from leanseek.data.batches import IGNORED
@@ -60,19 +52,14 @@ def _measure(tokens: int, most_logits: int | None, queue: Any) -> None:
     torch.set_num_threads(1)
     shape = {"hidden_size": HIDDEN, "vocab_size": VOCABULARY, "num_hidden_layers": 1, "first_k_dense_replace": 1}
     model = initialise(Transformer(load_preset("laptop").replace(**shape, num_nextn_predict_layers=0)), 0)
-    before = _status("VmRSS")
+    before = memory("VmRSS")
     hidden = torch.randn(tokens, HIDDEN).requires_grad_()
     targets = torch.randint(0, VOCABULARY, (tokens,))
     assert IGNORED not in targets
     loss = cross_entropy(model, hidden, targets, most_logits)
     torch.autograd.grad(loss, [hidden, model.lm_head.weight])
     # The head itself was there before.
-    queue.put(float(_status("VmHWM") - before + 4 * VOCABULARY * HIDDEN))
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+    return memory("VmHWM") - before + 4 * VOCABULARY * HIDDEN
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Process: servers there while a block runs, trainers that take steps when told, and stages of runs."""
+"""Process: servers there while a block runs, trainers that take steps when told, stages of runs, and memory."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,34 @@ def stage(
     figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[name]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return figures, [one for one in rows if one.get("stage") == name]
+
+
+def in_child(work: Callable[..., Any], *given: object) -> Any:
+    """Call a function of a module in a new process and return what it returns.
+
+    Raises:
+        SystemExit: it failed there; what it said stands above.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers, sent = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(sent, work, given))
+    child.start()
+    sent.close()  # so that a child that dies leaves an end, not a wait
+    try:
+        found = answers.recv()
+    except EOFError:
+        found = None
+    child.join()
+    if child.exitcode:
+        raise SystemExit(f"{work.__name__} failed in a process of its own")
+    return found
+
+
+def _answer(sent: Any, work: Callable[..., Any], given: Sequence[object]) -> None:
+    sent.send(work(*given))
+
+
+def memory(name: str) -> int:
+    """Return bytes of this process by their name in /proc: VmRSS now, VmHWM at most so far (not a parent's)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))

@@ -4,7 +4,8 @@ Both sides: groups of 8, the token-level loss clipped at 0.2 and 0.28, no KL, on
 fp32, the gradient clipped at 1, the same cheap reward on the reply's tokens, replies of the same lengths. On ours each
 sample has its own limit; on TRL's a logits processor (one assignment a step, and a row per reply that ends) rules the
 end of sentence out and, where replies end early, in: what padding then costs TRL is what it costs in real life.
-TRL runs with whichever of its settings is the fastest in a short try beforehand; the two take steps in turn.
+TRL runs with whichever of its settings is the fastest in a short try beforehand; the two take steps in turn. Memory is
+the peak of a process of each side's own that takes two steps, libraries and weights included.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from process import in_child, memory
 from rows import arguments, publish, repeats, row
 
 GROUP = 8
@@ -30,6 +32,8 @@ PEER = {
     "micro_batches": [1, 4],
     "continuous_batching": [False, True],
 }
+# Processes whose peak memory is taken, of each side: it hardly differs between them.
+PEAKS = 3
 LEARNING_RATE, CLIP_LOW, CLIP_HIGH = 1e-5, 0.2, 0.28
 # Tokens of a step beyond which the peer's batched_mm is not tried: it copies 0.4 MB of weights for each, and keeps
 # them for the backward pass.
@@ -145,6 +149,7 @@ def peer_steps(
     settings: dict[str, Any],
     steps: int,
     between: Callable[[], None] = lambda: None,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Run TRL for one step to warm up and `steps` more; return their seconds.
 
@@ -155,6 +160,7 @@ def peer_steps(
         settings: a choice from each list of PEER.
         steps: how many are timed.
         between: called after each step; its time is not counted.
+        begin: called before the first.
     """
     import torch
     from datasets import Dataset
@@ -238,6 +244,7 @@ def peer_steps(
             callbacks=[Clock()],
         )
         trainer.remove_callback(PrinterCallback)
+        begin()
         Clock.start_s = time.perf_counter()
         trainer.train()
     return times[1:]
@@ -311,15 +318,55 @@ def measure(work: Work, options: argparse.Namespace) -> None:
             peer_settings_that_failed=failed,
         )
         publish("vs_trl", found, options, work.target)
+        given = (folder, texts, prompts, work, best)
+        peaks = [
+            [in_child(peak, side, *given) for _ in range(min(repeats(options), PEAKS))] for side in ("ours", "peer")
+        ]
+        found = row(
+            f"peak memory of GRPO steps, {work.name}",
+            "bytes",
+            *([most for most, _ in side] for side in peaks),
+            packages=("torch", "transformers", "trl", "accelerate"),
+            less_is_better=True,
+            before_the_steps=[side[0][1] for side in peaks],
+            peer_settings=best,
+        )
+        publish("vs_trl", found, options, 1 / 0.8)
 
 
-def main() -> None:
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+def peak(
+    side: str, folder: Path, texts: list[str], prompts: list[list[int]], work: Work, settings: dict[str, Any]
+) -> tuple[int, int]:
+    """Take two steps of a side; return the most bytes that this process had, and those before the first step."""
+    if side == "ours":
+        ours = Ours(folder, prompts, work)
+        before = memory("VmRSS")
+        ours.step()
+        ours.step()
+    else:
+        silence()
+        before = 0
+
+        def begin() -> None:
+            nonlocal before
+            before = memory("VmRSS")
+
+        peer_steps(folder, texts, work, settings, 1, begin=begin)
+    return memory("VmHWM"), before
+
+
+def silence() -> None:
+    """Keep the peer's libraries from talking."""
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    silence()
     for work in works(options.quick):
         if options.only in work.name:
             measure(work, options)

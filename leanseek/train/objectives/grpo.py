@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from leanseek.train.objectives.forms import Average, Ratio
 from leanseek.train.objectives.logprobs import Support, token_logprobs
 from leanseek.train.objectives.loss import Loss
 from leanseek.train.objectives.surrogate import Replies, average, gains, on_policy, ratios, unbiased_kl
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +49,9 @@ class Group:
     supports: Sequence[Sequence[Sequence[int]]] | None = None
     sampled: Sequence[Sequence[bool]] | None = None
 
-    def learnt(self, reply: int) -> list[int]:
-        """Return the places of a reply's tokens that the loss is over."""
-        flags = None if self.sampled is None else self.sampled[reply]
-        return [place for place in range(len(self.replies[reply])) if flags is None or flags[place]]
+    def drawn(self, reply: int, values: Sequence[Item]) -> Sequence[Item]:
+        """Return, of values that belong to a reply's tokens, those of the tokens that the loss is over."""
+        return values if self.sampled is None else list(itertools.compress(values, self.sampled[reply]))
 
     @property
     def lengths(self) -> list[int]:
@@ -145,17 +148,17 @@ class GroupBatch:
             if group.experts is not None:
                 experts.append(group.experts[0][: len(group.prompt)])
             for i, reply in enumerate(group.replies):
-                learnt = group.learnt(i)
                 first = len(tokens) - 1
-                rows += [first + place if place else last_of_prompt for place in learnt]
+                places = [last_of_prompt, *range(first + 1, first + len(reply))]
                 tokens += reply[:-1]
-                targets += [reply[place] for place in learnt]
-                old += [group.logprobs[i][place] for place in learnt]
-                advantages += [group.advantages[i]] * len(learnt)
+                rows += group.drawn(i, places)
+                targets += group.drawn(i, reply)
+                old += group.drawn(i, group.logprobs[i])
+                advantages += [group.advantages[i]] * (len(rows) - len(advantages))
                 if group.experts is not None:
                     experts.append(group.experts[i][len(group.prompt) :])
                 if group.supports is not None:
-                    supports += [group.supports[i][place] for place in learnt]
+                    supports += group.drawn(i, group.supports[i])
         device = self.device
         return Packed(
             torch.tensor(tokens, device=device),

@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 8
+ABI = 9
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent

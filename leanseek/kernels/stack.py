@@ -97,7 +97,7 @@ class _Layer(ctypes.Structure):
         ("query_down", _Weight),
         ("query_norm", _POINTER),
         *((name, _Weight) for name in ("query", "latent")),
-        ("latent_norm", _POINTER),
+        *((name, _POINTER) for name in ("latent_norm", "query_bias", "latent_bias")),
         ("key_up", _Weight),
         ("key_scales", _POINTER),
         *((name, _Weight) for name in ("value_up", "out")),
@@ -115,6 +115,7 @@ class _Stack(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.POINTER(_Layer)),
         *((name, _I64) for name in ("count", "first", "dim", "heads", "query_rank", "nope", "rope", "value", "latent")),
+        ("shared", _I64),
         *((name, _I64) for name in ("experts", "per_token", "groups", "best_groups", "group_best", "expert_width")),
         ("vocabulary", _I64),
         *((name, _I32) for name in ("softmax", "normalised", "by_tokens", "short_embedding", "short_store")),

@@ -30,6 +30,7 @@ from leanseek.kernels.stack import (
 from leanseek.model.attention import PACKED_ABSORB_UP_TO, LatentAttention
 from leanseek.model.cache import PagedView
 from leanseek.model.experts import DeepSeekMoE, Routing
+from leanseek.model.grouped_attention import GroupedAttention
 from leanseek.model.layers import Linear, SwiGLU
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Block, Transformer
@@ -57,10 +58,10 @@ class Decoder:
         config = model.config
         return (
             model.device.type == "cpu"
-            and config.family.attention == "latent"
+            and (config.family.attention == "latent" or _suitably_grouped(model))
             and config.n_routed_experts <= MOST_EXPERTS
             and config.n_group <= MOST_GROUPS
-            and config.cache_width <= MOST_CHANNELS
+            and (config.head_dim or config.cache_width) <= MOST_CHANNELS
             and all(p.is_contiguous() and not p.is_inference() for p in model.parameters())
             and (_all_plain(model) if model.packed_bits is None else _all_packed(model))
             and chosen("decode") is not None
@@ -117,6 +118,13 @@ def _all_plain(model: Transformer) -> bool:
     return all(p.dtype == torch.float32 for p in parameters) and sum(p.numel() for p in parameters) <= MOST_WEIGHTS
 
 
+def _suitably_grouped(model: Transformer) -> bool:
+    """Whether heads share keys as the library takes them: of whole lanes, with no bias of what they give back."""
+    config = model.config
+    whole = config.family.attention == "grouped" and config.head_dim % PANEL == 0
+    return whole and not config.attention_bias and model.packed_bits is None
+
+
 def _all_packed(model: Transformer) -> bool:
     config = model.config
     widths = (config.kv_lora_rank, config.qk_nope_head_dim, config.v_head_dim)
@@ -146,9 +154,10 @@ class _Weights:
             "heads": config.num_attention_heads,
             "query_rank": config.q_lora_rank or 0,
             "nope": config.qk_nope_head_dim,
-            "rope": config.qk_rope_head_dim,
-            "value": config.v_head_dim,
+            "rope": config.rope_dim,
+            "value": config.head_dim or config.v_head_dim,
             "latent": config.kv_lora_rank,
+            "shared": config.num_key_value_heads if config.family.attention == "grouped" else 0,
             "experts": config.n_routed_experts or 0,
             "per_token": config.num_experts_per_tok if experts else 0,
             "groups": 1 if config.topk_method == "greedy" or not experts else config.n_group,
@@ -250,7 +259,6 @@ def _decode(
 
 
 def _scale(block: Block) -> float:
-    assert isinstance(block.self_attn, LatentAttention)
     return block.self_attn.scale
 
 
@@ -261,21 +269,12 @@ def _weight(linear: Linear) -> Panels | Packed:
 def _layer(block: Block) -> dict[str, object]:
     """Return a layer's weights under the names that `Stack` takes."""
     attention, mlp = block.self_attn, block.mlp
-    assert isinstance(attention, LatentAttention)
     layer: dict[str, object] = {
         "norm": block.input_layernorm.weight,
-        "latent": _weight(attention.kv_a_proj_with_mqa),
-        "latent_norm": attention.kv_a_layernorm.weight,
         "out": _weight(attention.o_proj),
         "mlp_norm": block.post_attention_layernorm.weight,
-        **_absorbed(attention),
+        **(_latent(attention) if isinstance(attention, LatentAttention) else _grouped(attention)),
     }
-    if hasattr(attention, "q_proj"):
-        layer["query"] = _weight(attention.q_proj)
-    else:
-        layer["query_down"] = _weight(attention.q_a_proj)
-        layer["query_norm"] = attention.q_a_layernorm.weight
-        layer["query"] = _weight(attention.q_b_proj)
     dense = mlp if isinstance(mlp, SwiGLU) else getattr(mlp, "shared_experts", None)
     if isinstance(dense, SwiGLU):
         if dense.packed is None:
@@ -294,6 +293,35 @@ def _layer(block: Block) -> dict[str, object]:
             layer["experts_down"] = Panels.of(mlp.experts.down_proj)
         else:
             layer["experts_gate_up"], layer["experts_down"] = mlp.experts.packed
+    return layer
+
+
+def _grouped(attention: GroupedAttention) -> dict[str, object]:
+    queries, *both = attention.q_proj, attention.k_proj, attention.v_proj
+    layer: dict[str, object] = {
+        "query": Panels.of(queries.weight),
+        "latent": Panels.of(torch.cat([one.weight.detach() for one in both])),
+    }
+    if hasattr(attention, "q_norm"):
+        layer |= {"query_norm": attention.q_norm.weight, "latent_norm": attention.k_norm.weight}
+    if hasattr(queries, "bias"):
+        layer["query_bias"] = queries.bias
+        layer["latent_bias"] = torch.cat([one.bias.detach() for one in both])
+    return layer
+
+
+def _latent(attention: LatentAttention) -> dict[str, object]:
+    layer: dict[str, object] = {
+        "latent": _weight(attention.kv_a_proj_with_mqa),
+        "latent_norm": attention.kv_a_layernorm.weight,
+        **_absorbed(attention),
+    }
+    if hasattr(attention, "q_proj"):
+        layer["query"] = _weight(attention.q_proj)
+    else:
+        layer["query_down"] = _weight(attention.q_a_proj)
+        layer["query_norm"] = attention.q_a_layernorm.weight
+        layer["query"] = _weight(attention.q_b_proj)
     return layer
 
 

@@ -26,6 +26,13 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.7,
 }
+# Heads that share keys: alone, in threes, and more than attend together; with a norm of each head, with biases, with neither.
+SHARED = {"head_dim": 16, "num_nextn_predict_layers": 0}
+GROUPED = [
+    {**SHARED, "model_type": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    {**SHARED, "model_type": "qwen2", "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 48},
+    {**SHARED, "model_type": "llama", "num_attention_heads": 40, "num_key_value_heads": 2},
+]
 SHAPES = [
     {},
     {"first_k_dense_replace": 0, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
@@ -56,7 +63,7 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lengths", [(5,), (3, 9, 1), (4, 4, 4), (7,) * 40, tuple(1 + i % 11 for i in range(50))])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + GROUPED)
 @torch.no_grad()
 def test_it_gives_the_models_hidden_states_logits_and_experts(make_model, shape, lengths):
     """Sums are added up in another order: 2e-5 where hidden states are some units large."""
@@ -80,7 +87,7 @@ def test_it_gives_the_models_hidden_states_logits_and_experts(make_model, shape,
         done = tuple(a + b for a, b in zip(done, new, strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES[:6])
+@pytest.mark.parametrize("shape", SHAPES[:6] + GROUPED)
 @torch.no_grad()
 def test_a_token_has_the_same_bits_in_any_company(make_model, monkeypatch, shape):
     """Alone and among others, in one piece and cut anywhere, by one thread and by two that split tokens or weights."""
@@ -146,7 +153,9 @@ def test_a_wrong_call_is_refused(make_model):
 def test_it_says_which_models_it_is_for(make_model, monkeypatch):
     assert Decoder.suits(make_model()) and Decoder.suits(make_model(q_lora_rank=6))
     assert not Decoder.suits(make_model().bfloat16())
-    assert not Decoder.suits(make_model(model_type="qwen3", num_key_value_heads=1, num_nextn_predict_layers=0))
+    assert all(Decoder.suits(make_model(**shape)) for shape in GROUPED)
+    assert not Decoder.suits(make_model(**{**GROUPED[0], "head_dim": 24}))
+    assert not Decoder.suits(make_model(**{**GROUPED[0], "attention_bias": True}))
     with monkeypatch.context() as patched:
         patched.setattr("leanseek.model.decoder.MOST_WEIGHTS", 1000)
         assert not Decoder.suits(make_model())

@@ -5,7 +5,7 @@
 #include "stack.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 8
+#define LEANSEEK_ABI 9
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 

@@ -1,4 +1,5 @@
-// Absorbed attention over latents in pages: all heads share a token's latent as key and, its first part, as value.
+// Attention over a cache in pages. Absorbed: all heads share a token's latent as key and, its first part, as value.
+// Grouped: some heads share a key, and a value that stands elsewhere in the token's entry.
 //
 // Keys come in chunks from the text's first token on, each with a softmax of its own, and a query's chunks are joined one
 // after the other: so its sums depend neither on the queries beside it nor on which thread has which chunk, nor on how
@@ -13,14 +14,16 @@ const int64_t QUERIES = FLASH_LANES;  // queries (tokens times heads) that share
 const int64_t KEYS = FLASH_KEYS;      // keys whose scores are in memory at once
 const int64_t CHUNK = 2 * KEYS;
 
-// One layer of the cache, as one text sees it: pages of `page` tokens, `width` numbers each.
+// One layer of the cache, as one text sees it: pages of `page` tokens, `width` numbers each. Of these `key` are looked
+// at, from `shift` on, and what is mixed stands `to_value` behind their beginning.
 struct Pages {
     char *store;
     const int64_t *table;
     int64_t page, width, size;  // size: bytes of a number
+    int64_t key, shift, to_value;
 
     char *at(int64_t position) const {
-        return store + (table[position / page] * page + position % page) * width * size;
+        return store + ((table[position / page] * page + position % page) * width + shift) * size;
     }
 };
 
@@ -57,15 +60,15 @@ void add_values(const Asking &a, float (*shares)[KEYS], float *out, int64_t key,
 // Gather from fp32 keys [begin, begin + count) of a text.
 inline void gather_plain(const Asking &a, const Pages &pages, int64_t begin, int64_t count, float (*sums)[WIDE],
                          const Mixed &to) {
-    const int64_t wide = in_lanes(pages.width);
+    const int64_t wide = in_lanes(pages.key), step = wide == pages.key ? pages.width : wide;
     const float *keys[KEYS];
     float shares[QUERIES][KEYS];
     for (int64_t t = 0; t < count; t++) {
         keys[t] = reinterpret_cast<const float *>(pages.at(begin + t));
-        if (wide == pages.width) continue;
+        if (wide == pages.key) continue;
         float *row = a.padded + t * wide;
-        memcpy(row, keys[t], size_t(pages.width) * sizeof(float));
-        memset(row + pages.width, 0, size_t(wide - pages.width) * sizeof(float));
+        memcpy(row, keys[t], size_t(pages.key) * sizeof(float));
+        memset(row + pages.key, 0, size_t(wide - pages.key) * sizeof(float));
         keys[t] = row;
     }
     for (int64_t r = 0; r < a.count; r += 4)
@@ -113,11 +116,12 @@ inline void gather_plain(const Asking &a, const Pages &pages, int64_t begin, int
     }
     for (int64_t t = 0; t < count;) {  // as far as the keys lie one behind the other
         int64_t end = t + 1, c = 0;
-        while (end < count && keys[end] == keys[t] + (end - t) * wide) end++;
-        for (; c + 4 * WIDE <= a.value; c += 4 * WIDE) add_values<4>(a, shares, to.out, t, keys[t], wide, end - t, c);
-        if (a.value - c == 3 * WIDE) add_values<3>(a, shares, to.out, t, keys[t], wide, end - t, c);
-        if (a.value - c == 2 * WIDE) add_values<2>(a, shares, to.out, t, keys[t], wide, end - t, c);
-        if (a.value - c == WIDE) add_values<1>(a, shares, to.out, t, keys[t], wide, end - t, c);
+        while (end < count && keys[end] == keys[t] + (end - t) * step) end++;
+        const float *of = keys[t] + pages.to_value;
+        for (; c + 4 * WIDE <= a.value; c += 4 * WIDE) add_values<4>(a, shares, to.out, t, of, step, end - t, c);
+        if (a.value - c == 3 * WIDE) add_values<3>(a, shares, to.out, t, of, step, end - t, c);
+        if (a.value - c == 2 * WIDE) add_values<2>(a, shares, to.out, t, of, step, end - t, c);
+        if (a.value - c == WIDE) add_values<1>(a, shares, to.out, t, of, step, end - t, c);
         t = end;
     }
 }
@@ -132,14 +136,17 @@ inline void plain_chunk(const Asking &a, const Pages &pages, int64_t begin, int6
 
 inline void short_chunk(const Asking &a, const Pages &pages, int64_t begin, int64_t end, const Mixed &to) {
     Gathered q;
-    q.queries = a.laid, q.channels = pages.width, q.width = a.value, q.out = to.out;
+    q.queries = a.laid, q.channels = pages.key, q.width = a.value, q.out = to.out;
     q.begin();
     for (int64_t t = begin; t < end; t += KEYS) {
         const int some = int(least(KEYS, end - t));
         const uint16_t *keys[KEYS], *values[KEYS];
         int64_t limits[FLASH_LANES];
         for (int l = 0; l < FLASH_LANES; l++) limits[l] = l < a.count ? a.seen[l] - t : 0;
-        for (int i = 0; i < some; i++) keys[i] = values[i] = reinterpret_cast<const uint16_t *>(pages.at(t + i));
+        for (int i = 0; i < some; i++) {
+            keys[i] = reinterpret_cast<const uint16_t *>(pages.at(t + i));
+            values[i] = keys[i] + pages.to_value;
+        }
         gather(q, keys, values, some, limits);
     }
     memcpy(to.top, q.top, sizeof(q.top)), memcpy(to.sum, q.sum, sizeof(q.sum));

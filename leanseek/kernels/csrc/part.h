@@ -28,13 +28,14 @@ struct Part {
     const leanseek_layer *l;
     int threads;
     int64_t layer, most, begin, rows;  // whose attention and MLP are next; rows at most; the call's first token, and how many
-    int64_t entry, value;              // widths of an entry and of a latent, in lanes
+    int64_t kept, key, alike;          // widths of an entry and of a key in it; heads that have one key
+    int64_t entry, value;              // widths of a key and of what is mixed, in lanes
     float *stream, *normed, *low, *query, *latent, *absorbed, *mixed, *attended, *added, *scores, *weights, *ones;
     Given normed_in, low_in, query_in, mixed_in, attended_in, joined_in;
     int64_t *text, *chosen, *noughts;
     int64_t *group_of;  // of a token's first heads: the number of the group that they are in
     Together *groups;
-    int64_t group_count, together, most_slots, spans;
+    int64_t group_count, together, by_key, most_slots, spans;  // by_key: groups of the heads that have one key
     float *tops, *sums, *partial, *padded;
     Experts routed, shared;
     Linear one, other;
@@ -42,15 +43,18 @@ struct Part {
     // Take memory for so many rows, and texts of so many chunks.
     void take(Room &room, int64_t count, int64_t chunks) {
         most = count;
-        entry = in_lanes(s->latent + s->rope), value = in_lanes(s->latent);
+        kept = s->shared ? 2 * s->shared * s->value : s->latent + s->rope;
+        key = s->shared ? s->value : kept, alike = s->shared ? s->heads / s->shared : s->heads;
+        entry = in_lanes(key), value = s->shared ? s->value : in_lanes(s->latent);
         int64_t width = 1;
         for (int64_t i = 0; i < s->count; i++) width = larger_of(width, s->layers[i].width);
         const int64_t each = s->experts ? s->per_token : 1, experts = s->experts ? s->experts : 1;
         const int64_t head = s->nope + s->rope, heads = s->heads * count;
         stream = room.take<float>(count * s->dim), normed = room.take<float>(count * s->dim);
         low = room.take<float>(count * s->query_rank), query = room.take<float>(heads * head);
-        latent = room.take<float>(count * (s->latent + s->rope)), absorbed = room.take<float>(heads * entry);
-        mixed = room.take<float>(heads * value), attended = room.take<float>(heads * s->value);
+        latent = room.take<float>(count * kept), attended = room.take<float>(heads * s->value);
+        absorbed = s->shared ? query : room.take<float>(heads * entry);
+        mixed = s->shared ? attended : room.take<float>(heads * value);
         added = room.take<float>(count * 2 * s->dim), scores = room.take<float>(count * in_lanes(experts));
         weights = room.take<float>(count * each), ones = room.take<float>(count);
         normed_in = Given::of(room, normed, count, s->dim, s->dim);
@@ -61,12 +65,13 @@ struct Part {
         joined_in = s->join.numbers ? Given::of(room, added, count, 2 * s->dim, 2 * s->dim) : normed_in;
         text = room.take<int64_t>(count), noughts = room.take<int64_t>(count);
         chosen = room.take<int64_t>(count * each), group_of = room.take<int64_t>(count);
-        const int64_t by_head = (s->heads + QUERIES - 1) / QUERIES;
+        together = least(QUERIES, alike), by_key = (alike + together - 1) / together;
+        const int64_t by_head = s->heads / alike * by_key;
         groups = room.take<Together>(count * by_head);
         most_slots = larger_of(count * by_head, threads > 1 ? 2 * threads * chunks : 0);
         tops = room.take<float>(most_slots * QUERIES), sums = room.take<float>(most_slots * QUERIES);
         partial = room.take<float>(most_slots * QUERIES * value);
-        const bool odd = !s->short_store && entry != s->latent + s->rope;
+        const bool odd = !s->short_store && entry != key;
         padded = room.take<float>(odd ? larger_of(count * by_head, 4 * threads) * KEYS * entry : 0);
         routed.take(room, count, each, experts, s->expert_width), shared.take(room, count, 1, 1, width);
     }
@@ -80,12 +85,13 @@ struct Part {
             while (at + 1 < b->texts && first_of(at + 1) <= begin + t) at++;
             text[t] = at, noughts[t] = 0, ones[t] = 1;
         }
-        together = least(QUERIES, s->heads), group_count = 0;
+        group_count = 0;
         for (int64_t t = 0; t < rows;) {
             int64_t end = t + 1;
             while (end < rows && end - t < QUERIES / together && text[end] == text[t]) end++;
             for (int64_t i = t; i < end; i++) group_of[i] = group_count;
-            for (int64_t h = 0; h < s->heads; h += together) groups[group_count++] = {t, end, h, 0};
+            for (int64_t k = 0; k < s->heads; k += alike)
+                for (int64_t h = k; h < k + alike; h += together) groups[group_count++] = {t, end, h, 0};
             t = end;
         }
         // Few groups: each one's keys are split, and every chunk has a slot; many: chunks are joined as they come.
@@ -97,10 +103,10 @@ struct Part {
     int64_t first_of(int64_t t) const { return b->starts ? b->starts[t] : t; }
     int64_t position(int64_t t) const { return b->positions[text[t]] + begin + t - first_of(text[t]); }
     int64_t chunks_of(const Together &g) const { return position(g.end - 1) / CHUNK + 1; }
-    Pages pages(int64_t text, int64_t layer) const {
+    Pages pages(int64_t text, int64_t layer, int64_t shift = 0) const {
         const int64_t size = s->short_store ? 2 : 4;
         return {static_cast<char *>(b->store) + (s->first + layer) * b->layer_numbers * size,
-                b->tables + text * b->pages, b->page, s->latent + s->rope, size};
+                b->tables + text * b->pages, b->page, kept, size, key, shift, s->shared * s->value};
     }
     Mixed slot(int64_t at) const {
         return {tops + at * QUERIES, sums + at * QUERIES, partial + at * QUERIES * value};
@@ -171,15 +177,39 @@ struct Part {
     }
 
     // Of a token: its entry in the cache.
-    void enter(int64_t t) {
-        const int64_t where = position(t), width = s->latent + s->rope;
-        float *row = latent + t * width;
-        norm_row(row, l->latent_norm, s->latent, s->eps, row);
-        turn(row + s->latent, where);
-        char *to = pages(text[t], layer + 1).at(where);
-        if (!s->short_store) memcpy(to, row, size_t(width) * sizeof(float));
+    void keep(int64_t t, const float *row) {
+        char *to = pages(text[t], layer + 1).at(position(t));
+        if (!s->short_store) memcpy(to, row, size_t(kept) * sizeof(float));
         else
-            for (int64_t i = 0; i < width; i++) from_float(row[i], reinterpret_cast<bf16 *>(to)[i]);
+            for (int64_t i = 0; i < kept; i++) from_float(row[i], reinterpret_cast<bf16 *>(to)[i]);
+    }
+    void enter(int64_t t) {
+        float *row = latent + t * kept;
+        norm_row(row, l->latent_norm, s->latent, s->eps, row);
+        turn(row + s->latent, position(t));
+        keep(t, row);
+    }
+
+    // A query or a key of its own head: the two halves of it are turned against each other.
+    void turn_head(float *row, const float *norm, int64_t position, float scale) const {
+        if (norm) norm_row(row, norm, s->value, s->eps, row);
+        const float *turns = b->turns + position * s->rope;
+        const int64_t half = s->rope / 2;
+        for (int64_t i = 0; i < half; i++) {
+            const float a = row[i], b = row[half + i];
+            row[i] = (a * turns[2 * i] - b * turns[2 * i + 1]) * scale;
+            row[half + i] = (a * turns[2 * i + 1] + b * turns[2 * i]) * scale;
+        }
+    }
+    // Of a token, where keys are shared: queries as they look, and its entry.
+    void turn_heads(int64_t t) {
+        const int64_t where = position(t), width = s->heads * s->value;
+        float *asks = query + t * width, *row = latent + t * kept;
+        for (int64_t i = 0; l->query_bias && i < width; i++) asks[i] += l->query_bias[i];
+        for (int64_t i = 0; l->latent_bias && i < kept; i++) row[i] += l->latent_bias[i];
+        for (int64_t h = 0; h < s->heads; h++) turn_head(asks + h * s->value, l->query_norm, where, s->scale);
+        for (int64_t h = 0; h < s->shared; h++) turn_head(row + h * s->value, l->latent_norm, where, 1);
+        keep(t, row);
     }
 
     // Of a head: queries as they look at latents.
@@ -216,15 +246,15 @@ struct Part {
         each_row<&Part::norm_to_look>();
         one = down ? Linear::of(Weight::of(l->query_down, s->dim), normed_in, rows, s->query_rank, low, s->query_rank)
                    : Linear::of(Weight::of(l->query, s->dim), normed_in, rows, outputs, query, outputs);
-        other = Linear::of(Weight::of(l->latent, s->dim), normed_in, rows, s->latent + s->rope, latent,
-                           s->latent + s->rope);
+        other = Linear::of(Weight::of(l->latent, s->dim), normed_in, rows, kept, latent, kept);
         each<&Part::some_of_two>(one.pieces() + other.pieces());
         if (down) {
             each_row<&Part::norm_query>();
             one = Linear::of(Weight::of(l->query, s->query_rank), low_in, rows, outputs, query, outputs);
             each<&Part::some_of_one>(one.pieces());
         }
-        each<&Part::absorb_or_enter>(s->heads + rows);
+        if (s->shared) each_row<&Part::turn_heads>();
+        else each<&Part::absorb_or_enter>(s->heads + rows);
     }
 
     // Some queries over a span of their keys.
@@ -239,13 +269,13 @@ struct Part {
         Asking a;
         a.count = a.longest = 0, a.value = value, a.padded = padded + at * KEYS * entry, a.laid = laid;
         for (int64_t t = g.begin; t < g.end; t++)
-            for (int64_t h = g.head; h < least(g.head + together, s->heads); h++, a.count++) {
+            for (int64_t h = g.head; h < least(g.head + together, (g.head / alike + 1) * alike); h++, a.count++) {
                 a.query[a.count] = absorbed + (t * s->heads + h) * entry;
                 a.seen[a.count] = position(t) + 1;
                 a.longest = a.seen[a.count];  // tokens come in order
             }
-        if (s->short_store) lay_queries(a, s->latent + s->rope, laid);
-        const Pages there = pages(text[g.begin], layer);
+        if (s->short_store) lay_queries(a, key, laid);
+        const Pages there = pages(text[g.begin], layer, s->shared ? g.head / alike * key : 0);
         for (; c < end; c++) {
             const Mixed to = slot(g.slot + (spans > 1 ? c : 0));
             if (spans > 1 || !c) {
@@ -259,11 +289,11 @@ struct Part {
         }
     }
 
-    // Of a head: what its queries gathered, through the values' up-projection.
+    // Of a head: what its queries gathered, through the values' up-projection if there is one.
     void values_of(int64_t h) {
         for (int64_t t = 0; t < rows; t++) {
-            const Together &g = groups[group_of[t] + h / together];
-            const int64_t r = (t - g.begin) * together + h % together;
+            const Together &g = groups[group_of[t] + h / alike * by_key + h % alike / together];
+            const int64_t r = (t - g.begin) * together + h % alike % together;
             const Mixed from = slot(g.slot);
             float *to = mixed + (t * s->heads + h) * value, top = from.top[r], sum = from.sum[r];
             memcpy(to, from.out + r * value, size_t(value) * sizeof(float));
@@ -272,8 +302,9 @@ struct Part {
                 join_query(top, sum, to, more.top[r], more.sum[r], more.out + r * value, value);
             }
             for (int64_t i = 0; i < value; i += WIDE) store(to + i, quotient(load(to + i), all(sum)));
-            mixed_in.ready(t * s->heads + h, t * s->heads + h + 1);
+            if (!s->shared) mixed_in.ready(t * s->heads + h, t * s->heads + h + 1);
         }
+        if (s->shared) return;
         Linear up = Linear::of(Weight::of(l->value_up, s->latent).from(h * l->value_up.apart), mixed_in, rows, s->value,
                                attended + h * s->value, s->heads * s->value);
         up.first = h, up.every = s->heads;

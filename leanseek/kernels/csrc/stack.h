@@ -16,8 +16,9 @@ struct leanseek_layer {
     const float *norm;
     leanseek_weight query_down;  // without it, queries come from the hidden state
     const float *query_norm;
-    leanseek_weight query, latent;  // latent: hidden state -> latent and rope key
-    const float *latent_norm;
+    leanseek_weight query, latent;  // latent: hidden state -> latent and rope key; or every shared head's key, then values
+    const float *latent_norm;       // where heads share keys, this and query_norm are of each head; null: none
+    const float *query_bias, *latent_bias;  // null: none
     leanseek_weight key_up;  // of every head: query -> latent
     const float *key_scales;  // [heads, nope]: what queries are multiplied with before it; null: nothing
     leanseek_weight value_up;  // of every head: latent -> value
@@ -35,6 +36,9 @@ struct leanseek_stack {
     const leanseek_layer *layers;
     int64_t count, first;  // how many layers, and which of the cache's is the first one's
     int64_t dim, heads, query_rank, nope, rope, value, latent;
+    // How many heads' keys and values are kept whole, each shared by as many heads of queries; 0: latents are kept.
+    // Otherwise rope and value are a head's width, whole lanes, and query_rank, nope and latent nought.
+    int64_t shared;
     int64_t experts, per_token, groups, best_groups, group_best, expert_width, vocabulary;
     int32_t softmax, normalised;
     int32_t by_tokens;  // a layer's weights fit into a core's own cache: threads split tokens, not weights
@@ -55,7 +59,7 @@ struct leanseek_batch {
     const int64_t *positions;  // of each text's first token
     const int64_t *tables;     // [texts, pages of one]
     int64_t pages, page;       // pages of a text, tokens of a page
-    void *store;               // [layers, pages, page, latent + rope]
+    void *store;               // [layers, pages, page, latent + rope], or 2 shared value in the latents' place
     int64_t layer_numbers;     // numbers of a layer of it
     const float *turns;        // [positions, rope]: cosine and sine of each pair
     const float *hidden;       // [tokens, dim], where the stack joins them

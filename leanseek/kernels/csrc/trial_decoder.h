@@ -63,17 +63,26 @@ void decoding(const std::vector<std::string> &variants, int kind, int other) {
     s.experts = 2 * (1 + below(9)), s.per_token = 1 + below(2);
     s.groups = 1 + below(2), s.best_groups = 1, s.group_best = 2, s.expert_width = 1 + below(40), s.vocabulary = 5 + below(40);
     if (s.experts / s.groups < s.per_token) s.groups = 1;
-    s.query_rank = below(2) * (1 + below(20)), s.softmax = int32_t(below(2)), s.normalised = int32_t(below(2));
+    s.query_rank = below(2) * (1 + below(20));
+    if (plain && below(2)) {  // heads that share keys
+        s.shared = 1 + below(3), s.heads = s.shared * (1 + below(20)), s.rope = s.value = 16 * (1 + below(3));
+        s.nope = s.latent = s.query_rank = 0;
+    }
+    s.softmax = int32_t(below(2)), s.normalised = int32_t(below(2));
     s.eps = 1e-5f, s.scale = 0.3f, s.routed_scale = 1.5f, s.count = 2, s.first = 1, s.short_store = !plain;
+    const int64_t width = s.shared ? 2 * s.shared * s.value : s.latent + s.rope;
     std::vector<leanseek_layer> layers(2);
     const int eight = plain ? kind : LEANSEEK_INT8;
     for (leanseek_layer &l : layers) {
         l = {};
         l.norm = w.random(s.dim, 1), l.mlp_norm = w.random(s.dim, 1), l.latent_norm = w.random(s.latent, 1);
+        if (s.shared) l.query_norm = w.random(s.value, 1), l.latent_norm = below(2) ? w.random(s.value, 1) : nullptr;
+        if (s.shared && below(2)) l.query_bias = w.random(s.heads * s.value, 1), l.latent_bias = w.random(width, 1);
         if (s.query_rank) l.query_down = w.of(kind, s.query_rank, s.dim), l.query_norm = w.random(s.query_rank, 1);
         l.query = w.of(kind, s.heads * (s.nope + s.rope), s.query_rank ? s.query_rank : s.dim);
-        l.latent = w.of(kind, s.latent + s.rope, s.dim), l.out = w.of(kind, s.dim, s.heads * s.value);
-        l.key_up = w.of(eight, s.latent, s.nope, s.heads), l.value_up = w.of(eight, s.value, s.latent, s.heads);
+        l.latent = w.of(kind, width, s.dim), l.out = w.of(kind, s.dim, s.heads * s.value);
+        if (!s.shared)
+            l.key_up = w.of(eight, s.latent, s.nope, s.heads), l.value_up = w.of(eight, s.value, s.latent, s.heads);
         if (!plain) l.key_scales = w.random(s.heads * s.nope, 1);
         l.width = 1 + below(50);
         l.gate_up = w.of(kind, l.width, s.dim, 1, true), l.down = w.of(other, s.dim, l.width);
@@ -85,7 +94,7 @@ void decoding(const std::vector<std::string> &variants, int kind, int other) {
     s.layers = layers.data(), s.embedding = w.random(s.vocabulary * s.dim, 1), s.norm = w.random(s.dim, 1);
     s.head = w.of(kind, s.vocabulary, s.dim);
 
-    const int64_t texts = 1 + below(4), width = s.latent + s.rope;
+    const int64_t texts = 1 + below(4);
     std::vector<int64_t> starts(1), positions(static_cast<size_t>(texts)), ids, chosen;
     for (int64_t t = 0; t < texts; t++) starts.push_back(starts.back() + 1 + below(t ? 90 : 290));
     const int64_t tokens = starts.back();

@@ -38,7 +38,8 @@ def passes(command: list[str], **environment: str) -> str:
 def test_sanitizers_have_nothing_to_say(tmp_path, sanitizers):
     need("cmake", "g++")
     trial = build(tmp_path, f"-DLEANSEEK_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
-    assert "generic" in passes([str(trial), "30"], UBSAN_OPTIONS="print_stacktrace=1")
+    # Nine rounds have every kind of weight with every other.
+    assert "generic" in passes([str(trial), "9"], UBSAN_OPTIONS="print_stacktrace=1")
 
 
 def test_arm_agrees_with_plain_c(tmp_path):

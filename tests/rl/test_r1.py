@@ -25,6 +25,7 @@ from leanseek.run import Run
 from leanseek.sections.distillation import TracesSettings
 from leanseek.settings import load_recipe
 from leanseek.tokens.chat import ChatFormat
+from leanseek.tokens.tokenizer import Tokenizer
 from leanseek.train.stage import Stage
 
 SMALL = {
@@ -147,6 +148,25 @@ def test_zero_starts_from_the_base(made):
     assert base.state_dict().keys() == zero.state_dict().keys()
     assert run.summary["accuracy"]["largest"].keys() >= {"base", "zero"}
     assert Path(run.report_path).is_file() and torch.isfinite(zero.lm_head.weight).all()
+
+
+def test_one_model_is_asked_for_little_thinking_and_for_much(made):
+    run = made("effort-laptop", sft__steps=2, sft__traces_per_environment=10, grpo__steps=2, grpo__prompts_per_step=12)
+    stages.make(run)
+    row = RunLog(run.metrics_path).read("grpo")[-1]
+    assert {"length_low", "length_high", "length_max"} <= row.keys()
+    assert Tokenizer.load(run.latest()).efforts == ("low", "high", "max"), "who serves it knows what it heeds"
+
+
+def test_a_specialist_for_each_task_teaches_one_model(made):
+    names = ("adder", "walker", "comparer", "merged")
+    few = {f"stages__{name}__steps": 1 for name in names}
+    few |= {"distill__development_problems": 2, "stages__merged__max_new_tokens": 12, "distill__prompts_per_step": 3}
+    run = made("specialists-laptop", sft__steps=2, sft__traces_per_environment=10, grpo__refill=0, **few)
+    stages.make(run)
+    assert [run.recipe.before(name) for name in names] == ["sft"] * 4
+    assert run.latest().name == "merged-1" and run.summary["merged"]["teachers"] == 3
+    assert set(names) <= run.summary["accuracy"]["grid_walk"].keys()
 
 
 def test_a_conversation_of_several_turns_is_kept_whole_and_learnt_from(

@@ -52,6 +52,8 @@ def _measure(tokens: int, most_logits: int | None) -> int:
     torch.set_num_threads(1)
     shape = {"hidden_size": HIDDEN, "vocab_size": VOCABULARY, "num_hidden_layers": 1, "first_k_dense_replace": 1}
     model = initialise(Transformer(load_preset("laptop").replace(**shape, num_nextn_predict_layers=0)), 0)
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # forget the peak so far: making the model takes more than the loss
     before = memory("VmRSS")
     hidden = torch.randn(tokens, HIDDEN).requires_grad_()
     targets = torch.randint(0, VOCABULARY, (tokens,))

@@ -1,4 +1,4 @@
-"""The routed experts of a layer, forward and backward, one thread: leanseek's sorted loop against three other forms."""
+"""The routed experts of a layer, forward and backward, one thread: leanseek's form against three others."""
 
 from __future__ import annotations
 

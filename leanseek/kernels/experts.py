@@ -1,6 +1,7 @@
 """Routed experts: sum over a token's chosen experts of weight * down(silu(gate x) * (up x)).
 
-The form kept is a loop over experts on rows sorted by expert, with a backward written by hand.
+The form kept is a loop over experts on rows sorted by expert, with a backward written by hand; where weights of fp32
+learn on a CPU, `kernels.learning` has both as native kernels.
 `bench/moe.py` holds the comparison with `grouped_mm` and a padded batched product.
 """
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanseek.kernels.invariance import is_invariant, silu
+from leanseek.kernels.learning import learning_experts
 from leanseek.kernels.linear import LEAST_ROWS, linear, product
 
 # Up to this many choices torch's `grouped_mm` without gradient is the fastest form (`bench/moe.py`).
@@ -57,6 +59,9 @@ def routed_experts(
         x_TD.requires_grad or weights_TK.requires_grad or gate_up_EFD.requires_grad or down_EDF.requires_grad
     )
     if needs_gradient:
+        learning_TD = learning_experts(x_TD, (gate_up_EFD,), down_EDF, weights_TK, experts_TK)
+        if learning_TD is not None:
+            return learning_TD
         out: Tensor = _RoutedExperts.apply(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDF)
         return out
     if is_invariant():

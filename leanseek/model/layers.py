@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanseek.kernels.invariance import silu
+from leanseek.kernels.learning import learning_experts
 from leanseek.kernels.linear import linear
 from leanseek.kernels.norm import add_rms_norm, rms_norm
 from leanseek.kernels.packed import Packed, packed_experts, packed_linear
@@ -98,6 +99,12 @@ class Linear(nn.Module):
         self.stored = stored
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is the product with `weight` and nothing else, so that others may multiply by that instead."""
+        own = self.packed is None and self.stored is None and self.low_rank is None and not hasattr(self, "bias")
+        return own and "forward" not in vars(self)  # `train.precision` gives it another
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs."""
         if self.packed is not None:
@@ -162,6 +169,12 @@ class SwiGLU(nn.Module):
                 return stored_experts(x_TD, whole, first, self.stored)
             assert self.packed is not None
             return packed_experts(x_TD, whole, first, *self.packed)
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        if all(part.is_plain for part in parts):
+            gate, up, down = (part.weight for part in parts)
+            learning_TD = learning_experts(x_TD, (gate, up), down, None, None)
+            if learning_TD is not None:
+                return learning_TD
         return self.down_proj(silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
 
     def hold(self, gate_up: Packed, down: Packed) -> None:

@@ -71,6 +71,13 @@ def _stored_mixture(kind, rows):
     return x, weights, chosen, StoredExperts(*wide, [_stored(kind, 77, 70, seed) for seed in range(30, 36)])
 
 
+def _learning(rows):
+    """Return arguments of `learning_experts`: expert 4 is nobody's; rows are no multiple of a tile's."""
+    weights, chosen = _mixture(8, rows, torch.float32)[1:3]
+    gate_up, down = _random(6, 2 * 32, 48, seed=1) / 7, _random(6, 48, 32, seed=2) / 6
+    return _random(rows, 48), (gate_up,), down, weights, chosen
+
+
 def _decoding(rows):
     """Return arguments of `decode`: texts of a tiny model, whose layers are of every kind."""
     model = initialise(Transformer(ModelConfig.from_dict({**TINY, "q_lora_rank": 9})), 0)
@@ -111,6 +118,11 @@ EXAMPLES = {
             "stored_experts": lambda rows, dtype, kind=kind: _stored_mixture(kind, rows),
         }.items()
     },
+    "learning_experts mixture": lambda rows, dtype: _learning(rows),
+    "learning_experts mlp": lambda rows, dtype: (
+        *(_random(rows, 48), (_random(80, 48, seed=1) / 7, _random(80, 48, seed=2) / 7)),
+        *(_random(48, 80, seed=3) / 9, None, None),
+    ),
     "decode": lambda rows, dtype: _decoding(rows),
     "panels_linear": lambda rows, dtype: (_random(rows, 77), Panels.of(_random(45, 77, seed=1))),
     "flash_attention": lambda rows, dtype: _texts(rows),

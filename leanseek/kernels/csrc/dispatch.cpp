@@ -159,6 +159,14 @@ LEANSEEK_API int32_t leanseek_stored_experts(int32_t variant, int32_t threads, i
                                           per_token, experts, weights, width, static_cast<float *>(out));
 }
 
+LEANSEEK_API int32_t leanseek_learn_forward(int32_t variant, int32_t threads, const void *experts) {
+    return table(variant)->learn_forward(threads, static_cast<const leanseek_experts *>(experts));
+}
+
+LEANSEEK_API int32_t leanseek_learn_backward(int32_t variant, int32_t threads, const void *experts) {
+    return table(variant)->learn_backward(threads, static_cast<const leanseek_experts *>(experts));
+}
+
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

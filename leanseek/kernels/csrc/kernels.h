@@ -3,9 +3,10 @@
 #include <stdint.h>
 
 #include "stack.h"
+#include "trained.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 9
+#define LEANSEEK_ABI 10
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -61,6 +62,9 @@ LEANSEEK_API int32_t leanseek_stored_experts(int32_t variant, int32_t threads, i
                                              int64_t tokens, int64_t dim, const void *mixing, const void *chosen,
                                              int64_t per_token, int64_t experts, const void *weights, int64_t width,
                                              void *out);
+// A layer's experts in fp32, forward and then backward: sums over tokens' choices, and the gradients of all that is given.
+LEANSEEK_API int32_t leanseek_learn_forward(int32_t variant, int32_t threads, const void *experts);
+LEANSEEK_API int32_t leanseek_learn_backward(int32_t variant, int32_t threads, const void *experts);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "stack.h"
+#include "trained.h"
 
 // Does the pieces [begin, end) of some work.
 typedef void (*leanseek_piece)(void *work, int64_t begin, int64_t end);
@@ -31,6 +32,8 @@ struct leanseek_table {
     int (*stored_experts)(int threads, int kind, const float *x, int64_t tokens, int64_t dim, const float *mixing,
                           const int64_t *chosen, int64_t per_token, int64_t experts, const void *weights, int64_t width,
                           float *out);
+    int (*learn_forward)(int threads, const leanseek_experts *experts);
+    int (*learn_backward)(int threads, const leanseek_experts *experts);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

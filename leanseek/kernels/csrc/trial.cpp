@@ -207,6 +207,36 @@ void stored(const std::vector<std::string> &variants, int kind, int64_t rows, in
     }
 }
 
+// Experts that learn: every variant's outputs and gradients against the first's.
+void learning(const std::vector<std::string> &variants, int64_t tokens, int64_t dim, int64_t width, int64_t experts,
+              int64_t per_token) {
+    const size_t matrix = size_t(experts * width * dim), rows = size_t(tokens * dim), choices = size_t(tokens * per_token);
+    std::vector<float> x(rows), weights(choices), both(2 * matrix), down(matrix), slope(rows);
+    fill(x), fill(weights), fill(both), fill(down), fill(slope);
+    std::vector<int64_t> chosen(choices);
+    for (int64_t &one : chosen) one = below(experts);
+    std::vector<float> kept(choices * size_t(2 * width)), first;
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        const int64_t half = width * dim;
+        std::vector<float> got(2 * rows + choices + 3 * matrix);
+        float *out = got.data(), *x_slope = out + rows, *weights_slope = x_slope + rows, *both_slope = weights_slope + choices;
+        leanseek_experts given = {tokens, per_token, experts, dim, width, 2 * half, chosen.data(), x.data(), weights.data(),
+                                  both.data(), both.data() + half, down.data(), kept.data(), out, slope.data(), x_slope,
+                                  weights_slope, both_slope, both_slope + half, both_slope + 2 * matrix};
+        expect(!leanseek_learn_forward(v, 3, &given) && !leanseek_learn_backward(v, 3, &given), "learning", name, tokens,
+               dim, width);
+        if (first.empty()) first = got;
+        expect(near(got, first, 1e-5f), "learning differs", name, tokens, dim, width);
+        if (chosen.empty()) continue;
+        const int64_t before = chosen[0];
+        chosen[0] = experts;
+        expect(leanseek_learn_forward(v, 3, &given) == LEANSEEK_BAD_EXPERT, "a wrong expert passed", name, tokens, dim,
+               width);
+        chosen[0] = before;
+    }
+}
+
 }  // namespace
 
 #include "trial_decoder.h"
@@ -227,6 +257,7 @@ int main(int count, char **arguments) {
         mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
         stored(variants, 1 + round % 2, below(round % 5 ? 12 : 100), 1 + below(300), 1 + below(200), 1 + below(6));
         norm(variants, below(50), 1 + below(200));
+        learning(variants, below(round % 5 ? 30 : 400), 16 * (1 + below(6)), 16 * (1 + below(6)), 1 + below(5), 1 + below(3));
         decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));
     }

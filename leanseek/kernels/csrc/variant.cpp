@@ -5,6 +5,7 @@
 // AVX-512, an older processor stumbles over it.
 #include "decoder.h"
 #include "flash.h"
+#include "learning.h"
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
@@ -18,6 +19,7 @@ const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
     static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
-                                         expanded_attention, stored_linear, stored_experts, stream, peak};
+                                         expanded_attention, stored_linear, stored_experts, learn_forward,
+                                         learn_backward, stream, peak};
     return &table;
 }

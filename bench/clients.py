@@ -28,14 +28,14 @@ class Seen:
     """What the clients saw.
 
     Args:
-        tokens: of answers that came to their full length in time.
+        tokens: of answers that came to their full length, as great a share as of their pieces came in time.
         answers, refused, wrong: requests that were answered, told to come later (429), and all others.
         seconds: that were measured.
         own_s: processor time that the clients took for it.
         first_ms, between_ms: until the first piece of text, and between pieces.
     """
 
-    tokens: int = 0
+    tokens: float = 0.0
     answers: int = 0
     refused: int = 0
     wrong: int = 0
@@ -216,23 +216,28 @@ class Clients:
         return f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent
 
     def _note(self, seen: Seen, answer: Answer) -> None:
-        """Count an answer. Pieces are no measure of tokens: a server may send several at once, or hold text back."""
+        """Count an answer.
+
+        Pieces are no measure of tokens, as a server may hold text back; but what share of them came in time tells how
+        far an answer was then.
+        """
         if answer.status != 200:
             seen.refused += answer.status == 429
             seen.wrong += answer.status != 429
             return
-        whole, last_s, times, rest = False, answer.asked_s, list[float](), b""
+        whole, last_s, times, rest, told, in_time = False, answer.asked_s, list[float](), b"", 0, 0
         for at_s, piece in answer.pieces:
             *events, rest = (rest + piece).split(b"\n\n")
             chunks = [json.loads(one.removeprefix(b"data: ")) for one in events if one.startswith(b"data: {")]
             choices = [one for chunk in chunks for one in chunk.get("choices") or ()]
             whole |= any(one.get("finish_reason") == "length" for one in choices)
-            if any(one["delta"].get("content") or one["delta"].get("reasoning_content") for one in choices):
+            said = sum(bool(one["delta"].get("content") or one["delta"].get("reasoning_content")) for one in choices)
+            told, in_time = told + said, in_time + said * (at_s < self._end_s)
+            if said:
                 times.append(at_s - last_s)
                 last_s = at_s
-        # What comes after the end belongs to no second that is counted.
-        if whole and answer.pieces[-1][0] < self._end_s:
-            seen.tokens += self._tokens
+        if whole and told:
+            seen.tokens += self._tokens * in_time / told
         if times:
             seen.answers += 1
             seen.first_ms.append(1000 * times[0])

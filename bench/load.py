@@ -8,8 +8,9 @@ docs/log.md). So the two are compared on a dense model (Qwen 3's architecture), 
 Ours is measured twice: as it is by default, with the same bits in any company, and with --fast, which promises as
 little as the peer does.
 
-Tokens are those of answers that came to their full length in time. Time to the first piece of text and between pieces
-is what the client sees, in milliseconds; the peer sends a piece a word, ours one a token.
+Tokens are those of answers that came to their full length, as far as they had come when the time was over. Time to
+the first piece of text and between pieces is what the client sees, in milliseconds; the peer sends a piece a word,
+ours one a token.
 
 The overload row: ten times as many requests a second as are answered at saturation, against that saturation itself.
 Whoever sends so many takes a part of the two cores; `beside` is the capacity while as many requests go to another

@@ -26,7 +26,7 @@ YARN = {
     "mscale": 1.0,
     "mscale_all_dim": 0.7,
 }
-# Heads that share keys: alone, in threes, and more than attend together; with a norm of each head, with biases, with neither.
+# Heads that share keys: in threes, alone, more than attend together; with a norm of each, with biases, with neither.
 SHARED = {"head_dim": 16, "num_nextn_predict_layers": 0}
 GROUPED = [
     {**SHARED, "model_type": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True},

@@ -25,8 +25,8 @@ MIDDLE, LONG = 128, 512
 SEVERAL, BEHIND = (1, 8, 64, ROWS), 128
 # How often a short call is timed where a long one is once: a moment of another process is as long as all of it.
 SHORT_TURNS = 4
-# Decoding steps that are timed, and those before them, which make what the others reuse.
-STEPS, FIRST = 6, 1
+# Decoding steps that are timed, more of short ones, and those before them, which make what the others reuse.
+STEPS, SHORT_STEPS, FIRST = 6, 16, 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Took(NamedTuple):
 
 def _decoding(rows: int, prompt: int) -> Kind:
     # One prompt: how a reply began makes no difference to the steps.
-    return Kind(1, rows, prompt, (1 + FIRST + STEPS,))
+    return Kind(1, rows, prompt, (1 + FIRST + (STEPS if rows == ROWS else SHORT_STEPS),))
 
 
 READ_SHORT, READ_MIDDLE, READ_LONG = (Kind(1, 1, tokens) for tokens in (PROMPT, MIDDLE, LONG))
@@ -104,7 +104,7 @@ class Calls:
         self._engines: dict[Kind, Engine] = {}
 
     def time(self, kind: Kind) -> Took:
-        """Let an engine do a kind of work; of short work, done several times, the second shortest counts."""
+        """Let an engine do a kind of work; of short work, done several times, the middle counts."""
         if kind not in self._engines:
             self._engines[kind] = Engine(
                 self._model,
@@ -114,7 +114,7 @@ class Calls:
                 record_experts=kind.kept,
             )
         found = [self._timed(self._engines[kind], kind) for _ in range(SHORT_TURNS if kind.rows == 1 else 1)]
-        return Took(*(sorted(each)[min(1, len(each) - 1)] for each in zip(*found, strict=True)))
+        return Took(*map(statistics.median, zip(*found, strict=True)))
 
     def _timed(self, engine: Engine, kind: Kind) -> Took:
         clock, times = self._clock, list[float]()
@@ -133,7 +133,10 @@ class Calls:
         steps, told = times[1 + FIRST : -1], list[float]()
         if kind.told:
             steps, told = ([s for n, s in enumerate(steps, 1 + FIRST) if n % 2 == odd] for odd in (0, 1))
-        return Took(whole_s, *(statistics.median(some) if some else 0.0 for some in (steps, told)))
+        # Now and then a step begins a block of the cache: of many steps that is part of the mean. Of few, which are
+        # long, one that was disturbed would be as much.
+        middle = statistics.median if kind.rows == ROWS else statistics.fmean
+        return Took(whole_s, *(middle(some) if some else 0.0 for some in (steps, told)))
 
 
 def requests(kind: Kind, times: int = 1) -> Iterator[tuple[list[int], SamplingParams]]:
@@ -201,13 +204,14 @@ def _decode(config: ModelConfig, took: Mapping[Kind, Took]) -> tuple[float, tupl
     """Return the fixed seconds of a step, and the rates of a token and of its attention by how many are at once."""
     at_none = decode_flops_per_token(config, 0)
     per_key = decode_flops_per_token(config, 1) - at_none
-    # The mean context of the steps that are timed.
-    short, grown = PROMPT + (1 + FIRST + STEPS) / 2, BEHIND - PROMPT
+    grown = BEHIND - PROMPT
     key_s, bare_s = {}, {}
     for rows, kinds in DECODE.items():
         near_s, far_s = (took[kind].step_s for kind in kinds)
         key_s[rows] = max(far_s - near_s, 0.01 * near_s) / (rows * grown)
-        bare_s[rows] = max(near_s - rows * short * key_s[rows], 0.3 * near_s)
+        # By the mean context of the steps that are timed.
+        context = PROMPT + kinds[0].replies[0] / 2
+        bare_s[rows] = max(near_s - rows * context * key_s[rows], 0.3 * near_s)
     # What one reply alone takes is the fixed part and as much as each of a few takes more.
     one, few = SEVERAL[:2]
     fixed_s = max(bare_s[one] - max((bare_s[few] - bare_s[one]) / (few - one), 0.0), 0.0)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from leanseek import calls
-from leanseek.calls import BEGIN, CALLS, FIRST, KEEP, KINDS, STEPS, TELL, Calls, Kind, Took, engine_rates
+from leanseek.calls import BEGIN, CALLS, KEEP, KINDS, TELL, Calls, Kind, Took, engine_rates
 from leanseek.cost.rates import EngineRates
 from leanseek.drawing import Drawing, engine_seconds, step_seconds
 from leanseek.model.config import load_preset
@@ -21,7 +21,7 @@ def took(kind: Kind) -> Took:
     whole = engine_seconds(CONFIG, ENGINE, Drawing(kind.prompts, kind.each, kind.prompt, kind.replies, kind.rows))
     if kind.replies == (1,) or len(kind.replies) > 1:
         return Took(whole)
-    step_s = step_seconds(CONFIG, ENGINE, kind.rows, kind.prompt + (1 + FIRST + STEPS) / 2)
+    step_s = step_seconds(CONFIG, ENGINE, kind.rows, kind.prompt + kind.replies[0] / 2)
     step_s += kind.rows * ENGINE.keep_s * kind.kept
     return Took(whole, step_s, (step_s + kind.rows * ENGINE.tell_s) * kind.told)
 

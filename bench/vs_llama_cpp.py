@@ -11,9 +11,10 @@ fastest. Not a token is sampled on the peer's side, where our engine samples.
     python bench/vs_llama_cpp.py --folder DIR --distinct 4                # where memory does not hold both sides
     python bench/vs_llama_cpp.py --folder DIR --layers 4 --quick          # 4 layers of it: a test of the script
 
-`--distinct N` gives our side N different layers with experts, which stand one after the other again and again. It is for
-where memory has no room for both sides: a step comes back to a layer's attention after N layers, 45 MB of 4 bits each,
-so that the processor's last cache must be much smaller than that, or ours reads from it what the peer reads from memory.
+`--distinct N` gives our side N different layers with experts, which stand one after the other again and again. It is
+for where memory has no room for both sides: a step comes back to a layer's attention after N layers, 45 MB of 4 bits
+each, so that the processor's last cache must be much smaller than that, or ours reads from it what the peer reads from
+memory.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Packed:
 
     @property
     def scales_of_groups(self) -> tuple[Tensor, Tensor]:
-        """Views of the steps, float32 [..., panels, 16], and their counts, int8 [..., panels, groups, 16]; of 4 bits."""
+        """Of 4 bits: views of the steps, float32 [..., panels, 16], and counts, int8 [..., panels, groups, 16]."""
         assert self.bits == 4
         steps, counts = self.scales[..., :STEPS], self.scales[..., STEPS:]
         return steps.view(torch.float32), counts.view(torch.int8).unflatten(-1, (-1, PANEL))

@@ -79,14 +79,15 @@ def decode_row(
         context: tokens of the prompt, at least 1.
         tokens: that each reply has, of which the first two do not count.
         limits: of this machine; None: not measured.
-        repeats: of the whole.
+        repeats: of the whole, after a first one that does not count.
     Raises:
         EngineError: the model's context is too short.
     """
-    _check(model, context + tokens + WARM_STEPS)
+    length = context + tokens + WARM_STEPS
+    _check(model, length)
+    engine = Engine(model, max_batch=batch, max_context_tokens=length + 1)
     samples = []
-    for repeat in range(repeats):
-        engine = Engine(model, max_batch=batch, max_context_tokens=context + tokens + WARM_STEPS + 1)
+    for repeat in range(repeats + 1):
         params = SamplingParams(max_tokens=tokens + WARM_STEPS, temperature=1.0, seed=repeat + 1, n=batch)
         engine.add(_prompt(model.config, context, repeat), params)
         counts, begin_s, steps = 0, 0.0, 0
@@ -98,6 +99,7 @@ def decode_row(
             elif steps > WARM_STEPS:
                 counts += len(events)
         samples.append(counts / (time.perf_counter() - begin_s))
+    del samples[0]  # of an engine whose memory was new
     row: dict[str, Any] = {"work": f"decode, batch {batch}, context {context}", "unit": "tokens/s"}
     row |= {"value": statistics.median(samples), "samples": samples}
     sizes = weight_bytes(model, batch)
@@ -118,20 +120,21 @@ def prefill_row(
         tokens: of the prompt.
         limits: of this machine; None: not measured.
         flops_per_token: multiplications and additions of a token, by `model.count`.
-        repeats: of the whole.
+        repeats: of the whole, after a first one that does not count.
     Raises:
         EngineError: the model's context is too short.
     """
     _check(model, tokens + 1)
+    engine = Engine(model, max_batch=1, max_context_tokens=tokens + 2)
     samples = []
-    for repeat in range(repeats):
-        engine = Engine(model, max_batch=1, max_context_tokens=tokens + 2)
+    for repeat in range(repeats + 1):
         prompt = _prompt(model.config, tokens, repeat)
         begin_s = time.perf_counter()
         engine.add(prompt, SamplingParams(max_tokens=1, temperature=0.0))
         while engine.has_work:
             engine.step()
         samples.append(tokens / (time.perf_counter() - begin_s))
+    del samples[0]  # of an engine whose memory was new
     row: dict[str, Any] = {"work": f"prefill of {tokens}", "unit": "tokens/s"}
     row |= {"value": statistics.median(samples), "samples": samples}
     row["gops"] = row["value"] * flops_per_token / 1e9

@@ -76,10 +76,11 @@ def _decoding(rows: int, prompt: int) -> Kind:
 
 READ_SHORT, READ_MIDDLE, READ_LONG = (Kind(1, 1, tokens) for tokens in (PROMPT, MIDDLE, LONG))
 READ_MANY, BEGIN = Kind(ROWS, 1, PROMPT), Kind(ROWS // GROUP, GROUP, PROMPT)
-# At as many as there are in stages, every other step tells its tokens, so that the others tell what that takes.
-DECODE = {rows: (_decoding(rows, PROMPT), _decoding(rows, BEHIND)) for rows in SEVERAL[:-1]}
-TELL = replace(_decoding(ROWS, PROMPT), told=True)
-DECODE[ROWS] = (TELL, _decoding(ROWS, BEHIND))
+DECODE = {rows: (_decoding(rows, PROMPT), _decoding(rows, BEHIND)) for rows in SEVERAL}
+# With one reply and with as many as there are in stages every other step tells its tokens, so that the others tell what
+# that takes.
+TELL_ONE, TELL = (replace(DECODE[rows][0], told=True) for rows in (1, ROWS))
+DECODE[1], DECODE[ROWS] = (TELL_ONE, DECODE[1][1]), (TELL, DECODE[ROWS][1])
 # The same once more, with experts that are kept.
 KEEP = replace(_decoding(ROWS, PROMPT), kept=True)
 # Replies of all lengths: some end with every step.
@@ -166,6 +167,8 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, Took], other: EngineRa
         sample_s = max(few_s - (BEGIN.prompts - 1) * text_s, 0.0) / (ROWS - 1)
         keep_s = max(took[KEEP].step_s - took[TELL].step_s, 0.0) / ROWS
     fixed_s, decode = _decode(config, took)
+    tell_one_s, tell_s = (max(took[kind].told_s - took[kind].step_s, 0.0) for kind in (TELL_ONE, TELL))
+    tell_each_s = max(tell_s - tell_one_s, 0.0) / (ROWS - 1)
     layers = config.num_hidden_layers
     rates = EngineRates(
         layer_read_s=max(call_s - text_s - sample_s, 0.0) / layers,
@@ -177,7 +180,8 @@ def engine_rates(config: ModelConfig, took: Mapping[Kind, Took], other: EngineRa
         sample_s=sample_s,
         leave_s=0.0 if other is None else other.leave_s,
         keep_s=keep_s,
-        tell_s=max(took[TELL].told_s - took[TELL].step_s, 0.0) / ROWS,
+        tell_step_s=max(tell_one_s - tell_each_s, 0.0),
+        tell_s=tell_each_s,
     )
     if other is not None:
         return rates

@@ -64,12 +64,12 @@ def decode_speed(config: ModelConfig, rates: EngineRates, batch: int, context: i
         tokens: of each reply.
     """
     step_s = step_seconds(config, rates, batch, context + (tokens + 1) / 2)
-    return batch / (step_s + batch * rates.tell_s)
+    return batch / (step_s + rates.tell_step_s + batch * rates.tell_s)
 
 
 def read_speed(config: ModelConfig, rates: EngineRates, tokens: int) -> float:
     """Return the tokens a second of a prompt that is read alone, up to its reply's first token."""
-    return tokens / (read_seconds(config, rates, 1, tokens) + rates.sample_s + rates.tell_s)
+    return tokens / (read_seconds(config, rates, 1, tokens) + rates.sample_s + rates.tell_step_s + rates.tell_s)
 
 
 def drawing_seconds(config: ModelConfig, rates: Rates, work: Drawing) -> float:

@@ -71,11 +71,11 @@ class Turns:
         self._on_progress(1.0)
 
     def took(self, name: Hashable) -> Seconds:
-        """Return the seconds of a measure at the mean pulse: the middle one, of two the shorter."""
+        """Return the seconds of a measure at the mean pulse: the middle one."""
         measure = self._measures[name]
         mean_s = self.pulse_s(measure.together)
         scaled = [[one * mean_s / pulse_s for one in seconds] for pulse_s, seconds in measure.found]
-        return tuple(statistics.median_low(each) for each in zip(*scaled, strict=True))
+        return tuple(statistics.median(each) for each in zip(*scaled, strict=True))
 
     def _measure(self, measure: _Measure) -> None:
         start = self._clock()

@@ -23,7 +23,7 @@ def took(kind: Kind) -> Took:
         return Took(whole)
     step_s = step_seconds(CONFIG, ENGINE, kind.rows, kind.prompt + kind.replies[0] / 2)
     step_s += kind.rows * ENGINE.keep_s * kind.kept
-    return Took(whole, step_s, (step_s + kind.rows * ENGINE.tell_s) * kind.told)
+    return Took(whole, step_s, (step_s + ENGINE.tell_step_s + kind.rows * ENGINE.tell_s) * kind.told)
 
 
 def test_the_rates_are_found_that_made_the_times():
@@ -48,6 +48,7 @@ def test_what_threads_make_no_difference_to_is_taken_over():
     for name in ("text_s", "sample_s", "keep_s", "leave_s"):
         assert getattr(found, name) == getattr(other, name)
     assert found.tell_s == pytest.approx(ENGINE.tell_s)
+    assert found.tell_step_s == pytest.approx(ENGINE.tell_step_s)
     assert found.read_flops_per_s == pytest.approx(ENGINE.read_flops_per_s, rel=0.01)
 
 

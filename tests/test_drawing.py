@@ -88,7 +88,7 @@ def test_what_is_read_for_late_comers_costs_calls():
 
 
 def test_speeds_are_those_of_steps_and_calls():
-    told_s = step_seconds(CONFIG, ENGINE, 8, 80) + 8 * ENGINE.tell_s
+    told_s = step_seconds(CONFIG, ENGINE, 8, 80) + ENGINE.tell_step_s + 8 * ENGINE.tell_s
     assert decode_speed(CONFIG, ENGINE, 8, 64, 31) == pytest.approx(8 / told_s)
     assert read_speed(CONFIG, ENGINE, 64) < 64 / read_seconds(CONFIG, ENGINE, 1, 64)
     assert decode_speed(CONFIG, ENGINE, 8, 500, 31) < decode_speed(CONFIG, ENGINE, 8, 64, 31)

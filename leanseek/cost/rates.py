@@ -47,7 +47,7 @@ class EngineRates:
         sample_s: of beginning and ending a reply.
         leave_s: of a step for another number of texts than the one before: those that are left move up.
         keep_s: of a token, where the experts that it chose are kept.
-        tell_s: of a token that is told as soon as it is drawn, as a server does.
+        tell_step_s, tell_s: of a step whose tokens are told as soon as they are drawn, as a server does; of each token.
     """
 
     layer_read_s: float
@@ -59,6 +59,7 @@ class EngineRates:
     sample_s: float
     leave_s: float
     keep_s: float
+    tell_step_s: float
     tell_s: float
 
     def __post_init__(self) -> None:

@@ -77,28 +77,28 @@ def decode_row(
         model: any.
         batch: replies at once; they have one prompt, and go apart at their first token.
         context: tokens of the prompt, at least 1.
-        tokens: that each reply has, of which the first two do not count.
+        tokens: of each reply that are timed, between two before them and the last, which ends it.
         limits: of this machine; None: not measured.
         repeats: of the whole, after a first one that does not count.
     Raises:
         EngineError: the model's context is too short.
     """
-    length = context + tokens + WARM_STEPS
+    length = context + WARM_STEPS + tokens + 1
     _check(model, length)
     engine = Engine(model, max_batch=batch, max_context_tokens=length + 1)
     samples = []
     for repeat in range(repeats + 1):
-        params = SamplingParams(max_tokens=tokens + WARM_STEPS, temperature=1.0, seed=repeat + 1, n=batch)
+        params = SamplingParams(max_tokens=WARM_STEPS + tokens + 1, temperature=1.0, seed=repeat + 1, n=batch)
         engine.add(_prompt(model.config, context, repeat), params)
-        counts, begin_s, steps = 0, 0.0, 0
+        counts, begin_s, end_s, steps = 0, 0.0, 0.0, 0
         while engine.has_work:
             events = engine.step()
             steps += bool(events)
             if steps == WARM_STEPS and events:
                 begin_s = time.perf_counter()
-            elif steps > WARM_STEPS:
-                counts += len(events)
-        samples.append(counts / (time.perf_counter() - begin_s))
+            elif WARM_STEPS < steps <= WARM_STEPS + tokens:
+                counts, end_s = counts + len(events), time.perf_counter()
+        samples.append(counts / (end_s - begin_s))
     del samples[0]  # of an engine whose memory was new
     row: dict[str, Any] = {"work": f"decode, batch {batch}, context {context}", "unit": "tokens/s"}
     row |= {"value": statistics.median(samples), "samples": samples}

@@ -19,6 +19,7 @@ ENGINE = EngineRates(
     sample_s=4e-5,
     leave_s=3e-4,
     keep_s=1e-6,
+    tell_step_s=3e-5,
     tell_s=2e-6,
 )
 RATES = Rates(

@@ -69,20 +69,19 @@ class Took(NamedTuple):
     told_s: float = 0.0
 
 
-def _decoding(rows: int, prompt: int) -> Kind:
+def _decoding(rows: int, prompt: int, told: bool = False) -> Kind:
     # One prompt: how a reply began makes no difference to the steps.
-    return Kind(1, rows, prompt, (1 + FIRST + (STEPS if rows == ROWS else SHORT_STEPS),))
+    return Kind(1, rows, prompt, (1 + FIRST + (STEPS if rows == ROWS else SHORT_STEPS),), told=told)
 
 
 READ_SHORT, READ_MIDDLE, READ_LONG = (Kind(1, 1, tokens) for tokens in (PROMPT, MIDDLE, LONG))
 READ_MANY, BEGIN = Kind(ROWS, 1, PROMPT), Kind(ROWS // GROUP, GROUP, PROMPT)
-DECODE = {rows: (_decoding(rows, PROMPT), _decoding(rows, BEHIND)) for rows in SEVERAL}
 # With one reply and with as many as there are in stages every other step tells its tokens, so that the others tell what
 # that takes.
-TELL_ONE, TELL = (replace(DECODE[rows][0], told=True) for rows in (1, ROWS))
-DECODE[1], DECODE[ROWS] = (TELL_ONE, DECODE[1][1]), (TELL, DECODE[ROWS][1])
-# The same once more, with experts that are kept.
-KEEP = replace(_decoding(ROWS, PROMPT), kept=True)
+DECODE = {rows: (_decoding(rows, PROMPT, rows in (1, ROWS)), _decoding(rows, BEHIND)) for rows in SEVERAL}
+TELL_ONE, TELL = (DECODE[rows][0] for rows in (1, ROWS))
+# Once more, with experts that are kept.
+KEEP = replace(TELL, told=False, kept=True)
 # Replies of all lengths: some end with every step.
 UNEVEN = Kind(ROWS, 1, PROMPT, tuple(range(1, 2 * STEPS + 1)))
 # What a plan of `leanseek bench` rests on, as far as it depends on how many threads there are in torch; and what one of

@@ -88,7 +88,8 @@ def decode_row(
     engine = Engine(model, max_batch=batch, max_context_tokens=length + 1)
     samples = []
     for repeat in range(repeats + 1):
-        params = SamplingParams(max_tokens=WARM_STEPS + tokens + 1, temperature=1.0, seed=repeat + 1, n=batch)
+        # To their full length: what ends sooner has too few steps to time.
+        params = SamplingParams(max_tokens=WARM_STEPS + tokens + 1, seed=repeat + 1, n=batch, ignore_eos=True)
         engine.add(_prompt(model.config, context, repeat), params)
         counts, begin_s, end_s, steps = 0, 0.0, 0.0, 0
         while engine.has_work:

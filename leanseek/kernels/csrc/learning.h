@@ -1,4 +1,4 @@
-// A layer's experts as training has them: fp32, forward and backward; twin of leanseek/kernels/experts.py.
+// A layer's experts as training has them: fp32, forward and backward; twin of leanseek/kernels/learning.py.
 //
 // Some rows of one expert at a time: what lies between their products stays in the second cache. Each expert is one
 // thread's; each choice's part of a sum over a token's choices is written down, and added in the choices' order. So the

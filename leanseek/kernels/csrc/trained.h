@@ -1,4 +1,4 @@
-// A layer's experts and what their training gives, as the C ABI has them; kernels/experts.py has the twin.
+// A layer's experts and what their training gives, as the C ABI has them; kernels/learning.py has the twin.
 #pragma once
 #include <stdint.h>
 

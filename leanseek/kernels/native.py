@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 10
+ABI = 11
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -35,6 +35,7 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 # Arguments of csrc/kernels.h's functions, after `variant` and `threads`.
 _CALLS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_I32, *(_POINTER,) * 5, _I64, _I64, _F32),
+    "rms_norm_backward": (_I32, *(_POINTER,) * 6, _I64, _I64, _F32),
     "pack": (_I32, _I32, _POINTER, _I64, _I64, _POINTER, _POINTER),
     "packed_linear": (_I32, _POINTER, _I64, _I64, _POINTER, _POINTER, _I64, _POINTER),
     "decode": (_POINTER, _POINTER),

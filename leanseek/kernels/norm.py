@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,6 @@ def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
         _suits(x_TD, weight_D)
         and residual_TD.dtype == x_TD.dtype
         and residual_TD.shape == x_TD.shape
-        and not (torch.is_grad_enabled() and residual_TD.requires_grad)
         and (function := chosen("add_rms_norm")) is not None
     ):
         both: tuple[Tensor, Tensor] = function(x_TD, residual_TD, weight_D, eps)
@@ -66,33 +67,86 @@ def add_rms_norm_reference(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, 
 
 @native_implementation("rms_norm")
 def _rms_norm(variant: str, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    x_TD, weight_D = x_TD.contiguous(), weight_D.contiguous()
-    out_TD = torch.empty_like(x_TD)
-    width = weight_D.shape[0]
-    code = native.type_code(x_TD.dtype)
-    native.call(
-        "rms_norm", variant, code, x_TD, None, weight_D, None, out_TD, x_TD.numel() // max(width, 1), width, eps
-    )
-    return out_TD
+    given = (variant, x_TD.contiguous(), None, weight_D.contiguous(), eps)
+    if torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad):
+        out: Tensor = _Norm.apply(*given)
+        return out
+    return _forward(*given)[1]
 
 
 @native_implementation("add_rms_norm")
 def _add_rms_norm(
     variant: str, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    x_TD, residual_TD, weight_D = x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous()
-    sum_TD, out_TD = torch.empty_like(x_TD), torch.empty_like(x_TD)
-    width = weight_D.shape[0]
-    rows, code = x_TD.numel() // max(width, 1), native.type_code(x_TD.dtype)
-    native.call("rms_norm", variant, code, x_TD, residual_TD, weight_D, sum_TD, out_TD, rows, width, eps)
+    given = (variant, x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), eps)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x_TD, residual_TD, weight_D)):
+        both: tuple[Tensor, Tensor] = _Norm.apply(*given)
+        return both
+    return _forward(*given)
+
+
+def _forward(
+    variant: str, x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum with the residual (without one: x itself) and that normalised; all are contiguous."""
+    sum_TD = x_TD if residual_TD is None else torch.empty_like(x_TD)
+    out_TD = torch.empty_like(x_TD)
+    written = None if residual_TD is None else sum_TD
+    sizes = _sizes(x_TD, weight_D)
+    code = native.type_code(x_TD.dtype)
+    native.call("rms_norm", variant, code, x_TD, residual_TD, weight_D, written, out_TD, *sizes, eps)
     return sum_TD, out_TD
 
 
+class _Norm(torch.autograd.Function):
+    """The native kernels, both ways; with a residual the sum is given too, and what comes back to it is added."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, variant: str, x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        sum_TD, out_TD = _forward(variant, x_TD, residual_TD, weight_D, eps)
+        ctx.save_for_backward(sum_TD, weight_D)
+        ctx.variant, ctx.eps, ctx.added = variant, eps, residual_TD is not None
+        ctx.set_materialize_grads(False)
+        return (sum_TD, out_TD) if ctx.added else out_TD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        sum_TD, weight_D = ctx.saved_tensors
+        more_TD, out_gradient = gradients if ctx.added else (None, gradients[0])
+        if out_gradient is None:
+            return None, more_TD, more_TD, None, None
+        if torch.is_grad_enabled():  # the gradient's own gradient is wanted
+            x_gradient, weight_gradient = _again(sum_TD, weight_D, ctx.eps, out_gradient)
+            x_gradient = x_gradient if more_TD is None else x_gradient + more_TD
+        else:
+            x_gradient, weight_gradient = torch.empty_like(sum_TD), torch.empty_like(weight_D)
+            given = (sum_TD, weight_D, out_gradient.contiguous(), None if more_TD is None else more_TD.contiguous())
+            sizes, code = _sizes(sum_TD, weight_D), native.type_code(sum_TD.dtype)
+            native.call("rms_norm_backward", ctx.variant, code, *given, x_gradient, weight_gradient, *sizes, ctx.eps)
+        return None, x_gradient, x_gradient if ctx.added else None, weight_gradient, None
+
+
+def _again(x_TD: Tensor, weight_D: Tensor, eps: float, out_gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and weight by autograd, which can go on from them."""
+    x_TD, weight_D = (t if t.requires_grad else t.detach().requires_grad_() for t in (x_TD, weight_D))
+    out_TD = rms_norm_reference(x_TD, weight_D, eps)
+    x_gradient, weight_gradient = torch.autograd.grad(out_TD, (x_TD, weight_D), out_gradient, create_graph=True)
+    return x_gradient, weight_gradient
+
+
+def _sizes(x_TD: Tensor, weight_D: Tensor) -> tuple[int, int]:
+    """Return rows and their width."""
+    width = weight_D.shape[0]
+    return x_TD.numel() // max(width, 1), width
+
+
 def _suits(x_TD: Tensor, weight_D: Tensor) -> bool:
-    """Whether the library can take these: on the CPU, of a type that it knows, and no gradient is wanted."""
+    """Whether the library can take these: on the CPU, of a type that it knows, and not to be compiled by torch."""
     return (
         x_TD.device.type == "cpu"
         and native.type_code(x_TD.dtype) is not None
         and weight_D.dtype == x_TD.dtype
-        and not (torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad))
+        and not torch.compiler.is_compiling()
     )

@@ -99,9 +99,9 @@ class LatentAttention(nn.Module):
         q_THX = q_TX.view(-1, self.heads, self.nope + self.rope)
         q_nope_THN, q_rope_THR = q_THX.split((self.nope, self.rope), dim=-1)
         q_rope_THR = rotate(q_rope_THR, rotations_TR)
-        compressed = self.kv_a_proj_with_mqa(x_TD)
-        latent_TL = self.kv_a_layernorm(compressed[:, : self.latent])
-        k_rope_TR = rotate(compressed[:, self.latent :].unsqueeze(1), rotations_TR)
+        latent_TL, k_rope_TR = self.kv_a_proj_with_mqa(x_TD).split((self.latent, self.rope), dim=-1)
+        latent_TL = self.kv_a_layernorm(latent_TL)
+        k_rope_TR = rotate(k_rope_TR.unsqueeze(1), rotations_TR)
         if self.native:  # as the cache keeps them, whether they come from there or not
             latent_TL, k_rope_TR = latent_TL.bfloat16().float(), k_rope_TR.bfloat16().float()
         indexed = None

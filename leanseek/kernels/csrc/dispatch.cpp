@@ -97,6 +97,14 @@ LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t
     return table(variant)->rms_norm(threads, type, x, residual, weight, sum, out, rows, width, eps);
 }
 
+LEANSEEK_API int32_t leanseek_rms_norm_backward(int32_t variant, int32_t threads, int32_t type, const void *x,
+                                                const void *weight, const void *gradient, const void *more,
+                                                void *x_gradient, void *weight_gradient, int64_t rows, int64_t width,
+                                                float eps) {
+    return table(variant)->rms_norm_backward(threads, type, x, weight, gradient, more, x_gradient, weight_gradient,
+                                             rows, width, eps);
+}
+
 LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
                                    int64_t rows, int64_t width, void *codes, void *scales) {
     return table(variant)->pack(threads, type, bits, weight, rows, width, static_cast<uint8_t *>(codes), scales);

@@ -6,7 +6,7 @@
 #include "trained.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 10
+#define LEANSEEK_ABI 11
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -28,6 +28,11 @@ enum { LEANSEEK_NO_MEMORY = 1, LEANSEEK_BAD_EXPERT = 2, LEANSEEK_NOT_FINITE = 3,
 LEANSEEK_API int32_t leanseek_rms_norm(int32_t variant, int32_t threads, int32_t type, const void *x,
                                        const void *residual, const void *weight, void *sum, void *out, int64_t rows,
                                        int64_t width, float eps);
+// The gradients of x (with `more`, if it is not null, added) and of the weight, from that of the output.
+LEANSEEK_API int32_t leanseek_rms_norm_backward(int32_t variant, int32_t threads, int32_t type, const void *x,
+                                                const void *weight, const void *gradient, const void *more,
+                                                void *x_gradient, void *weight_gradient, int64_t rows, int64_t width,
+                                                float eps);
 // One matrix [rows, width] into codes and scales of 4 or 8 bits; the layout is stated in leanseek/kernels/packed.py.
 LEANSEEK_API int32_t leanseek_pack(int32_t variant, int32_t threads, int32_t type, int32_t bits, const void *weight,
                                    int64_t rows, int64_t width, void *codes, void *scales);

@@ -13,6 +13,9 @@ typedef void (*leanseek_parallel)(leanseek_piece piece, void *work, int64_t coun
 struct leanseek_table {
     int (*rms_norm)(int threads, int type, const void *x, const void *residual, const void *weight, void *sum,
                      void *out, int64_t rows, int64_t width, float eps);
+    int (*rms_norm_backward)(int threads, int type, const void *x, const void *weight, const void *gradient,
+                             const void *more, void *x_gradient, void *weight_gradient, int64_t rows, int64_t width,
+                             float eps);
     int (*pack)(int threads, int type, int bits, const void *weight, int64_t rows, int64_t width, uint8_t *codes,
                 void *scales);
     int (*packed_linear)(int threads, int bits, const float *x, int64_t rows, int64_t inputs, const uint8_t *codes,

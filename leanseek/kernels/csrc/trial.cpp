@@ -128,13 +128,21 @@ void mixture(const std::vector<std::string> &variants, int bits, int64_t tokens,
 }
 
 void norm(const std::vector<std::string> &variants, int64_t rows, int64_t width) {
-    std::vector<float> x(size_t(rows * width)), more(x.size()), weight(static_cast<size_t>(width)), sum(x.size()), out(x.size()), first;
-    fill(x), fill(more), fill(weight);
+    const size_t count = size_t(rows * width), wide = static_cast<size_t>(width);
+    std::vector<float> x(count), more(count), weight(wide), slope(count), sum(count), out(count), first;
+    fill(x), fill(more), fill(weight), fill(slope);
     for (const std::string &name : variants) {
-        leanseek_rms_norm(leanseek_variant(name.c_str()), 3, LEANSEEK_F32, x.data(), more.data(), weight.data(),
-                          sum.data(), out.data(), rows, width, 1e-6f);
-        if (first.empty()) first = out;
-        expect(near(out, first, 1e-6f), "norm differs", name, rows, width, 0);
+        const int v = leanseek_variant(name.c_str());
+        leanseek_rms_norm(v, 3, LEANSEEK_F32, x.data(), more.data(), weight.data(), sum.data(), out.data(), rows, width,
+                          1e-6f);
+        std::vector<float> got(count + wide);
+        for (const float *added : {more.data(), static_cast<float *>(nullptr)})
+            expect(!leanseek_rms_norm_backward(v, 3, LEANSEEK_F32, sum.data(), weight.data(), slope.data(), added,
+                                               got.data(), got.data() + count, rows, width, 1e-6f),
+                   "norm, backward", name, rows, width, 0);
+        got.insert(got.end(), out.begin(), out.end());
+        if (first.empty()) first = got;
+        expect(near(got, first, 1e-5f), "norm differs", name, rows, width, 0);
     }
 }
 
@@ -256,7 +264,7 @@ int main(int count, char **arguments) {
         linear(variants, bits, below(40), 1 + below(150), 1 + below(100));
         mixture(variants, bits, below(30), 1 + below(100), 1 + below(80), 1 + below(9), 1 + below(4));
         stored(variants, 1 + round % 2, below(round % 5 ? 12 : 100), 1 + below(300), 1 + below(200), 1 + below(6));
-        norm(variants, below(50), 1 + below(200));
+        norm(variants, below(200), 1 + below(200));
         learning(variants, below(round % 5 ? 30 : 400), 16 * (1 + below(6)), 16 * (1 + below(6)), 1 + below(5), 1 + below(3));
         decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));

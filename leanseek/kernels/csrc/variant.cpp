@@ -18,8 +18,8 @@
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
-    static const leanseek_table table = {rms_norm, pack, packed_linear, packed_experts, decode, panels_product,
-                                         expanded_attention, stored_linear, stored_experts, learn_forward,
-                                         learn_backward, stream, peak};
+    static const leanseek_table table = {rms_norm, rms_norm_backward, pack, packed_linear, packed_experts, decode,
+                                         panels_product, expanded_attention, stored_linear, stored_experts,
+                                         learn_forward, learn_backward, stream, peak};
     return &table;
 }

@@ -33,6 +33,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes, self._got_on = 0, False
         self._refused = self._inside = False
+        self._between = True  # no part of a request has been parsed
         self._patience: asyncio.TimerHandle | None = None
         self._wait()
 
@@ -44,6 +45,10 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived; what brings the request no further, in a head or behind a body in chunks, counts."""
+        if self._between and self._can_refuse and (refusal := self.turnstile.turn_away(data)):
+            self._stop_waiting()
+            self._refuse(*refusal, stays=True)
+            return
         self._got_on = False
         super().data_received(data)
         if self.transport.is_closing():
@@ -68,7 +73,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with a request."""
         super().on_message_begin()
-        self._head_bytes, self._got_on = 0, True
+        self._head_bytes, self._got_on, self._between = 0, True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
@@ -86,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         self._got_on = True
         self._stop_waiting()
         refusal = None
-        if self._idle and not self.flow.write_paused:
+        if self._can_refuse:
             if self.turnstile.concerns(self.parser.get_method(), self.url, self.headers):
                 refusal = self.turnstile.enter(self.url)
                 self._inside = refusal is None
@@ -94,7 +99,8 @@ class Protocol(HttpToolsProtocol):
         if refusal is None:
             super().on_headers_complete()
         else:
-            self._refuse(*refusal)
+            stays = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+            self._refuse(*refusal, stays=stays)
 
     def on_response_complete(self) -> None:
         """End an answer."""
@@ -109,6 +115,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Take a body's end."""
+        self._between = True
         if not self._refused:
             super().on_message_complete()
 
@@ -116,13 +123,16 @@ class Protocol(HttpToolsProtocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def _can_refuse(self) -> bool:
+        return self._idle and not self.flow.write_paused
+
     def _leave(self) -> None:
         if self._inside:
             self._inside = False
             self.turnstile.leave()
 
-    def _refuse(self, status: int, rest: bytes) -> None:
-        stays = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+    def _refuse(self, status: int, rest: bytes, *, stays: bool) -> None:
         more = self.server_state.default_headers if stays else [*self.server_state.default_headers, _CLOSE]
         self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % pair for pair in more), rest]))
         self.on_response_complete()

@@ -6,9 +6,11 @@ refusals than replies.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from leanseek.errors import LeanseekError
 from leanseek.server.bridge import Bridge
@@ -16,6 +18,27 @@ from leanseek.server.gate import MARKS, Gate, named
 from leanseek.server.journal import Journal
 from leanseek.server.refusal import as_api_error, error_response, speaks_anthropic
 from leanseek.server.ticket import OverloadedError
+
+HEAD_END = b"\r\n\r\n"
+# Heads that clients send again and again are read once; longer ones are not kept.
+KEPT_HEADS = 256
+KEPT_HEAD_BYTES = 4096
+# Headers by which a request has a body of another form, or an answer that is not whole and at once.
+UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+_NAME = re.compile(rb"[A-Za-z0-9-]+")
+_LENGTH = re.compile(rb"[0-9]{1,9}")
+
+
+class Plain(NamedTuple):
+    """A request of the usual kind: one that needs room, may ask for it, and whose connection stays.
+
+    Args:
+        target: of its head.
+        body_bytes: how long its body is.
+    """
+
+    target: bytes
+    body_bytes: int
 
 
 class Turnstile:
@@ -35,6 +58,7 @@ class Turnstile:
         self._bridge, self._gate, self._journal = bridge, gate, journal
         self._paths = frozenset(path.encode() for path in paths)
         self._inside = 0
+        self._plain = lru_cache(maxsize=KEPT_HEADS)(self._read)
 
     def concerns(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether a request needs room, and may be told here that there is none.
@@ -61,23 +85,74 @@ class Turnstile:
         Returns:
             None; or the answer that there is no room: its status, and its headers and body as they are sent.
         """
-        try:
-            self._bridge.make_room(1 + max(self._inside - self._bridge.under_way, 0))
-        except OverloadedError as error:
-            path = _path(target).decode()
-            status, sent, body = _answer(str(error), error.retry_s, speaks_anthropic(path))
-            request_id = secrets.token_hex(16)
-            self._journal.note("POST", path, status, request_id)
-            names = b"".join(b"%b: %b\r\n" % pair for pair in named(request_id.encode(), path))
-            return status, b"%b%b\r\n%b" % (sent, names, body)
-        except LeanseekError:  # the application says what is wrong
-            pass
-        self._inside += 1
-        return None
+        error = self._overload()
+        if error is None:
+            self._inside += 1
+            return None
+        return self._told(error, target)
+
+    def turn_away(self, data: bytes) -> tuple[int, bytes] | None:
+        """Answer a request for which there is no room by a look at its bytes, before they are parsed.
+
+        Parsing costs a server in Python more than the rest of a refusal, and who is refused comes again with the same
+        head.
+
+        Args:
+            data: what a connection brought between two requests.
+        Returns:
+            As `enter`, whose work it is if this is None: there is room, or it is not one whole request of the usual
+            kind. Nobody is let in here.
+        """
+        error = self._overload()
+        if error is None:
+            return None
+        head, end, body = data.partition(HEAD_END)
+        if not end or len(head) > KEPT_HEAD_BYTES:
+            return None
+        plain = self._plain(head)
+        return None if plain is None or plain.body_bytes != len(body) else self._told(error, plain.target)
 
     def leave(self) -> None:
         """Say that the answer to a request that was let in is over."""
         self._inside -= 1
+
+    def _overload(self) -> OverloadedError | None:
+        try:
+            self._bridge.make_room(1 + max(self._inside - self._bridge.under_way, 0))
+        except OverloadedError as error:
+            return error
+        except LeanseekError:  # the application says what is wrong
+            pass
+        return None
+
+    def _told(self, error: OverloadedError, target: bytes) -> tuple[int, bytes]:
+        path = _path(target).decode()
+        status, sent, body = _answer(str(error), error.retry_s, speaks_anthropic(path))
+        request_id = secrets.token_hex(16)
+        self._journal.note("POST", path, status, request_id)
+        names = b"".join(b"%b: %b\r\n" % pair for pair in named(request_id.encode(), path))
+        return status, b"%b%b\r\n%b" % (sent, names, body)
+
+    def _read(self, head: bytes) -> Plain | None:
+        """Return what a head says, if it is of the usual kind and needs room; the parser judges all others."""
+        first, *lines = head.split(b"\r\n")
+        method, _, rest = first.partition(b" ")
+        target, _, version = rest.partition(b" ")
+        pairs = [line.partition(b":") for line in lines]
+        headers = [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
+        lengths = [value for name, value in headers if name == b"content-length"]
+        usual = (
+            version == b"HTTP/1.1"
+            and not any(mark in first + b"".join(lines) for mark in (b"\r", b"\n", b"\0"))
+            and all(colon and _NAME.fullmatch(name) for name, colon, _ in pairs)
+            and not any(name in UNUSUAL for name, _ in headers)
+            and all(value.lower() == b"keep-alive" for name, value in headers if name == b"connection")
+            and len(lengths) == 1
+            and _LENGTH.fullmatch(lengths[0])
+        )
+        if not usual or not self.concerns(method, target, headers):
+            return None
+        return Plain(target, int(lengths[0]))
 
 
 def _path(target: bytes) -> bytes:

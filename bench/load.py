@@ -17,7 +17,7 @@ Whoever sends so many takes a part of the two cores; `beside` is the capacity wh
 process, which refuses them by one write each: what is lost then is not the server's to keep. `clients_cores` is what
 the clients of the server itself take.
 
-A piece of work (--only "qwen3, 16 ", --only overload) takes about two minutes.
+A piece of work (--only "qwen3, 16 ", --only overload) takes two to four minutes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ PAUSE_S = 0.25
 SECONDS = 3.0
 MOST_REQUESTS = 128  # at the overload: two batches
 OVERLOAD = 10
+OVERLOAD_SECONDS = 6.0  # answers end in waves of a batch
+OVERLOAD_TOKENS = (TOKENS, 128)  # the shorter answers are, the more is to be refused beside each
 WARM_S = 0.5  # until a process that stands beside runs
 CONTEXT_TOKENS = 2048
 QWEN = {
@@ -182,26 +184,26 @@ def _latency(runs: Sequence[Seen]) -> dict[str, float]:
     return {key: statistics.median(one.figures()[key] for one in runs) for key in runs[0].figures()}
 
 
-def overload(folder: Path, options: Any, log: Path | None) -> None:
+def overload(folder: Path, tokens: int, options: Any, log: Path | None) -> None:
     """Measure what is left of the capacity at ten times as many requests."""
-    work = f"deepseek, {OVERLOAD} times the requests that can be answered, {TOKENS} tokens each, against as many as can"
-    seconds = SECONDS
+    work = f"deepseek, {OVERLOAD} times the requests that can be answered, {tokens} tokens each, against as many as can"
+    seconds = OVERLOAD_SECONDS
     refused: list[float] = []
     own: dict[str, list[float]] = {"full": [], "beside": [], "over": []}
     spawn = multiprocessing.get_context("spawn")
     with leanseek(folder, "--max-batch", "64", "--max-requests", str(MOST_REQUESTS), log=log) as url:
-        Clients(url, "model", 0, TOKENS).closed(MOST_REQUESTS, 1.0, 0.0)
+        Clients(url, "model", 0, tokens).closed(MOST_REQUESTS, 1.0, 0.0)
         per_second = 0.0
 
         def saturated(name: str) -> float:
-            seen = Clients(url, "model", len(own[name]), TOKENS).closed(MOST_REQUESTS, seconds, 0.0)
+            seen = Clients(url, "model", len(own[name]), tokens).closed(MOST_REQUESTS, seconds, 0.0)
             own[name].append(seen.own_s / seconds)
             return seen.rate
 
         def full() -> float:
             nonlocal per_second
             rate = saturated("full")
-            per_second = rate / TOKENS
+            per_second = rate / tokens
             return rate
 
         def beside() -> float:
@@ -220,7 +222,7 @@ def overload(folder: Path, options: Any, log: Path | None) -> None:
             return rate
 
         def over() -> float:
-            seen = Clients(url, "model", 1000 + len(refused), TOKENS).opened(OVERLOAD * per_second, seconds)
+            seen = Clients(url, "model", 1000 + len(refused), tokens).opened(OVERLOAD * per_second, seconds)
             if seen.wrong:
                 raise SystemExit(f"{seen.wrong} requests were answered neither whole nor by 429")
             refused.append(seen.refused / (seen.refused + seen.answers))
@@ -259,7 +261,8 @@ def main() -> None:
                 if options.only in f"{kind}, {clients} ":
                     compare(kind, clients, folder, options, options.log)
         if options.only in "overload":
-            overload(folders["deepseek"], options, options.log)
+            for tokens in OVERLOAD_TOKENS:
+                overload(folders["deepseek"], tokens, options, options.log)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ KEPT_HEADS = 256
 KEPT_HEAD_BYTES = 4096
 # Headers by which a request has a body of another form, or an answer that is not whole and at once.
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-_NAME = re.compile(rb"[A-Za-z0-9-]+")
+_FIRST = re.compile(rb"POST ([\w/.~-]+(?:\?[\w/.~%&=-]*)?) HTTP/1\.1")
+_LINE = re.compile(rb"([A-Za-z0-9-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*")
 _LENGTH = re.compile(rb"[0-9]{1,9}")
 
 
@@ -136,23 +137,20 @@ class Turnstile:
     def _read(self, head: bytes) -> Plain | None:
         """Return what a head says, if it is of the usual kind and needs room; the parser judges all others."""
         first, *lines = head.split(b"\r\n")
-        method, _, rest = first.partition(b" ")
-        target, _, version = rest.partition(b" ")
-        pairs = [line.partition(b":") for line in lines]
-        headers = [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
+        asked, pairs = _FIRST.fullmatch(first), [_LINE.fullmatch(line) for line in lines]
+        headers = [(pair[1].lower(), pair[2]) for pair in pairs if pair]
         lengths = [value for name, value in headers if name == b"content-length"]
-        usual = (
-            version == b"HTTP/1.1"
-            and not any(mark in first + b"".join(lines) for mark in (b"\r", b"\n", b"\0"))
-            and all(colon and _NAME.fullmatch(name) for name, colon, _ in pairs)
+        if (
+            asked
+            and all(pairs)
             and not any(name in UNUSUAL for name, _ in headers)
             and all(value.lower() == b"keep-alive" for name, value in headers if name == b"connection")
             and len(lengths) == 1
             and _LENGTH.fullmatch(lengths[0])
-        )
-        if not usual or not self.concerns(method, target, headers):
-            return None
-        return Plain(target, int(lengths[0]))
+            and self.concerns(b"POST", asked[1], headers)
+        ):
+            return Plain(asked[1], int(lengths[0]))
+        return None
 
 
 def _path(target: bytes) -> bytes:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import random
 
+import httptools
 import pytest
 
 from leanseek.server.bridge import Bridge
@@ -9,7 +11,7 @@ from leanseek.server.gate import Gate
 from leanseek.server.journal import Journal
 from leanseek.server.metrics import Metrics
 from leanseek.server.ticket import OverloadedError
-from leanseek.server.turnstile import Turnstile
+from leanseek.server.turnstile import KEPT_HEAD_BYTES, Turnstile
 
 HOST = (b"host", b"localhost")
 CHAT, MESSAGES = b"/v1/chat/completions", b"/v1/messages"
@@ -107,3 +109,114 @@ def test_the_last_place_is_given_once():
     assert turnstile.enter(CHAT) is None
     bridge.under_way, bridge.room = 2, 0  # by now the engine knows of both
     assert turnstile.enter(CHAT) is not None
+
+
+BODY = b'{"model": "m"}'
+
+
+def whole(target: bytes = CHAT, *lines: bytes, body: bytes = BODY, length: int | None = None) -> bytes:
+    head = [b"POST %b HTTP/1.1" % target, b"Host: localhost", b"content-length: %d" % (length or len(body)), *lines]
+    return b"\r\n".join([*head, b"", body])
+
+
+def full(*keys: str) -> Turnstile:
+    paths = {CHAT.decode(), MESSAGES.decode()}
+    return Turnstile(Full(), Gate(nobody, keys), Journal(nobody, Metrics(), paths), paths)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [whole(), whole(CHAT + b"?a=b"), whole(MESSAGES), whole(CHAT, b"Connection: Keep-Alive"), whole(body=b"\r\n\r\n")],
+)
+def test_a_whole_request_is_turned_away_as_at_its_head(data):
+    turnstile = full()
+    target = data.split(b" ")[1]
+    away, headed = parts(turnstile.turn_away(data)), parts(turnstile.enter(target))
+    for _, headers, _ in (away, headed):
+        headers.pop("request-id", None)
+        assert len(headers.pop("x-request-id")) == 32
+    assert away == headed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\r\n",
+        whole()[:-1],  # not all of it yet
+        whole() + whole(),  # and the next behind it
+        whole().partition(b"\r\n\r\n")[0],
+        whole(b"/v1/models"),
+        whole().replace(b"POST", b"GET"),
+        whole().replace(b"1.1", b"1.0"),
+        whole(CHAT, b"Connection: close"),
+        whole(CHAT, b"Transfer-Encoding: chunked"),
+        whole(CHAT, b"Expect: 100-continue"),
+        whole(CHAT, b"Connection: Upgrade", b"Upgrade: h2c"),
+        whole(CHAT, b"Origin: http://localhost"),
+        whole(CHAT, b"content-length: 14"),
+        whole(CHAT, b" folded: line"),
+        whole(CHAT, b"a: b\nc: d"),
+        whole(CHAT, b"no colon"),
+        whole(CHAT, b"a : b"),
+        whole().replace(b"localhost", b"example.com"),
+        whole(CHAT, b"a: " + b"b" * KEPT_HEAD_BYTES),
+    ],
+)
+def test_all_other_bytes_are_the_parsers(data):
+    assert full().turn_away(data) is None
+
+
+def test_who_may_not_ask_is_not_turned_away():
+    turnstile = full("alpha")
+    assert turnstile.turn_away(whole()) is None
+    assert turnstile.turn_away(whole(CHAT, b"Authorization: Bearer beta")) is None
+    assert turnstile.turn_away(whole(CHAT, b"Authorization: Bearer alpha")) is not None
+
+
+def test_with_room_nobody_is_turned_away_nor_let_in():
+    bridge = Full(room=1)
+    bridge.under_way = 0
+    turnstile = Turnstile(bridge, Gate(nobody), Journal(nobody, Metrics(), ()), {CHAT.decode()})
+    assert turnstile.turn_away(whole()) is None
+    assert turnstile.enter(CHAT) is None  # the place is still there
+    assert turnstile.turn_away(whole()) is not None
+
+
+class Parsed:
+    """What a parser of HTTP makes of bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.messages, self.url, self.names = 0, b"", []
+        parser = httptools.HttpRequestParser(self)
+        parser.feed_data(data)
+        self.method, self.stays = parser.get_method(), parser.should_keep_alive()
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.names.append(name.lower())
+
+    def on_message_complete(self) -> None:
+        self.messages += 1
+
+
+def test_what_is_turned_away_is_one_whole_request_to_a_parser_too():
+    rng, turnstile, turned_away = random.Random(0), full(), 0
+    start = whole(CHAT + b"?x", b"a: b", b"Connection: keep-alive")
+    for _ in range(20_000):
+        data = bytearray(start)
+        for _ in range(rng.randint(0, 3)):
+            at = rng.randrange(len(data))
+            piece = rng.choice(
+                [b"", b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\0", b"1", b"\x80", b"x", data[at : at + 9]]
+            )
+            data[at : at + rng.randint(0, 2)] = piece
+        if refusal := turnstile.turn_away(bytes(data)):
+            turned_away += 1
+            parsed = Parsed(bytes(data))
+            assert (parsed.messages, parsed.method, parsed.stays) == (1, b"POST", True)
+            assert parsed.url.partition(b"?")[0] == CHAT and b"transfer-encoding" not in parsed.names
+            assert refusal[0] == 429
+    assert 4_000 < turned_away < 16_000

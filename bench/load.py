@@ -13,9 +13,11 @@ the first piece of text and between pieces is what the client sees, in milliseco
 ours one a token.
 
 The overload row: ten times as many requests a second as are answered at saturation, against that saturation itself.
-Whoever sends so many takes a part of the two cores; `beside` is the capacity while as many requests go to another
-process, which refuses them by one write each: what is lost then is not the server's to keep. `clients_cores` is what
-the clients of the server itself take.
+Saturated clients ask again when they are answered, so that whole batches begin and end together, and their prompts are
+read together; arrivals by chance never are. `twice` is what twice as many requests a second get, which is the same
+kind of arrivals with few to be refused. Whoever sends so many takes a part of the two cores; `beside` is the capacity
+while as many requests go to another process, which refuses them by one write each: what is lost then is not the
+server's to keep. `clients_cores` is what the clients of the server itself take.
 
 A piece of work (--only "qwen3, 16 ", --only overload) takes two to four minutes.
 """
@@ -31,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +191,8 @@ def overload(folder: Path, tokens: int, options: Any, log: Path | None) -> None:
     """Measure what is left of the capacity at ten times as many requests."""
     work = f"deepseek, {OVERLOAD} times the requests that can be answered, {tokens} tokens each, against as many as can"
     seconds = OVERLOAD_SECONDS
-    refused: list[float] = []
-    own: dict[str, list[float]] = {"full": [], "beside": [], "over": []}
+    refused: dict[str, list[float]] = {"twice": [], "over": []}
+    own: dict[str, list[float]] = {"full": [], "beside": [], "twice": [], "over": []}
     spawn = multiprocessing.get_context("spawn")
     with leanseek(folder, "--max-batch", "64", "--max-requests", str(MOST_REQUESTS), log=log) as url:
         Clients(url, "model", 0, tokens).closed(MOST_REQUESTS, 1.0, 0.0)
@@ -221,23 +224,29 @@ def overload(folder: Path, tokens: int, options: Any, log: Path | None) -> None:
                 one.join()
             return rate
 
-        def over() -> float:
-            seen = Clients(url, "model", 1000 + len(refused), tokens).opened(OVERLOAD * per_second, seconds)
+        def arriving(name: str, times: float) -> float:
+            seen = Clients(url, "model", 1000 + len(own[name]), tokens).opened(times * per_second, seconds)
             if seen.wrong:
                 raise SystemExit(f"{seen.wrong} requests were answered neither whole nor by 429")
-            refused.append(seen.refused / (seen.refused + seen.answers))
-            own["over"].append(seen.own_s / seconds)
+            refused[name].append(seen.refused / (seen.refused + seen.answers))
+            own[name].append(seen.own_s / seconds)
             return seen.rate
 
-        found = alternate({"full": full, "beside": beside, "over": over}, repeats(options))
+        sides = {"full": full, "beside": beside} | {
+            name: partial(arriving, name, times) for name, times in (("twice", 2.0), ("over", OVERLOAD))
+        }
+        found = alternate(sides, repeats(options))
     figures = row(
         work,
         "tokens/s",
         found["over"],
         found["full"],
-        beside=[round(one, 1) for one in found["beside"]],
-        ratio_beside=round(statistics.median(found["over"]) / statistics.median(found["beside"]), 4),
-        refused=[round(one, 4) for one in refused],
+        **{name: [round(one, 1) for one in found[name]] for name in ("beside", "twice")},
+        **{
+            f"ratio_{name}": round(statistics.median(found["over"]) / statistics.median(found[name]), 4)
+            for name in ("beside", "twice")
+        },
+        refused={name: [round(one, 4) for one in shares] for name, shares in refused.items()},
         clients_cores={name: round(statistics.median(shares), 3) for name, shares in own.items()},
     )
     publish("load", figures, options, 0.9)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from leanseek.kernels import native
 from leanseek.kernels.invariance import is_invariant
@@ -132,6 +133,7 @@ class _Learning(torch.autograd.Function):
         return out_TD
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept_MF, x_TD, weights_TK, experts_TK, down_EDF, *gate_up = ctx.saved_tensors
         given = _given(x_TD, weights_TK, experts_TK, down_EDF, *gate_up)

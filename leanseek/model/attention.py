@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanseek.kernels.attention import absorbed_attention
+from leanseek.kernels.causal import causal_attention, learns_natively
 from leanseek.kernels.flash import flash_attention
 from leanseek.kernels.invariance import batched_product, is_invariant
 from leanseek.kernels.packed import Packed, packed_linear, transposed
@@ -97,15 +98,20 @@ class LatentAttention(nn.Module):
         q_latent_TQ = None if hasattr(self, "q_proj") else self.q_a_layernorm(self.q_a_proj(x_TD))
         q_TX = self.q_proj(x_TD) if q_latent_TQ is None else self.q_b_proj(q_latent_TQ)
         q_THX = q_TX.view(-1, self.heads, self.nope + self.rope)
-        q_nope_THN, q_rope_THR = q_THX.split((self.nope, self.rope), dim=-1)
-        q_rope_THR = rotate(q_rope_THR, rotations_TR)
         latent_TL, k_rope_TR = self.kv_a_proj_with_mqa(x_TD).split((self.latent, self.rope), dim=-1)
         latent_TL = self.kv_a_layernorm(latent_TL)
+        sees_all = self.indexer is None or segments.longest <= self.indexer.topk
+        if cache is None and sees_all and not self.native and learns_natively(q_THX, k_rope_TR, self.value):
+            kv_THX = self.kv_b_proj(latent_TL).view(-1, self.heads, self.nope + self.value)
+            out_THV = causal_attention(q_THX, kv_THX, k_rope_TR, rotations_TR, segments.spans_S4, self.scale)
+            return self.o_proj(out_THV.view(tokens, self.heads * self.value))
+        q_nope_THN, q_rope_THR = q_THX.split((self.nope, self.rope), dim=-1)
+        q_rope_THR = rotate(q_rope_THR, rotations_TR)
         k_rope_TR = rotate(k_rope_TR.unsqueeze(1), rotations_TR)
         if self.native:  # as the cache keeps them, whether they come from there or not
             latent_TL, k_rope_TR = latent_TL.bfloat16().float(), k_rope_TR.bfloat16().float()
         indexed = None
-        if self.indexer is not None and (cache is not None or segments.longest > self.indexer.topk):
+        if self.indexer is not None and (cache is not None or not sees_all):
             assert q_latent_TQ is not None, "a config with an indexer has a q_lora_rank"
             indexed = self.indexer(x_TD, q_latent_TQ, rotations_TR)
         if cache is not None:

@@ -169,6 +169,14 @@ class Segments:
         return self.lengths[0] if same else None
 
     @cached_property
+    def spans_S4(self) -> Tensor:
+        """Each segment's first token and length, and those of its prefix, or noughts; int64."""
+        prefixes = self.prefixes or (-1,) * len(self.lengths)
+        before = [(self.starts[p], self.lengths[p]) if p >= 0 else (0, 0) for p in prefixes]
+        own = zip(self.starts, self.lengths, strict=True)
+        return torch.tensor([(*one, *more) for one, more in zip(own, before, strict=True)], device=self.device)
+
+    @cached_property
     def first_positions_S(self) -> Tensor:
         """Position of each segment's first token; int64."""
         return torch.tensor(self.first_positions, device=self.device)

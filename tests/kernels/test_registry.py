@@ -100,6 +100,15 @@ def _texts(rows):
     return _random(rows, 3, 30), kv, _random(key, 8, seed=2), spans_S4, 0.3
 
 
+def _spans(rows):
+    """Return arguments of `causal_attention`: some texts, the last of which goes on from the first."""
+    first = rows // 3
+    lengths = [[0, first, 0, 0], [first, rows - first, 0, first]] if first else [[0, rows, 0, 0]] * bool(rows)
+    spans_S4 = torch.tensor(lengths, dtype=torch.int64).view(-1, 4)
+    turns = torch.polar(torch.ones(rows, 4), _random(rows, 4, seed=3))
+    return _random(rows, 3, 16), _random(rows, 3, 8 + 32, seed=1), _random(rows, 8, seed=2), turns, spans_S4, 0.3
+
+
 EXAMPLES = {
     **{
         f"{op} {bits}": make
@@ -123,6 +132,7 @@ EXAMPLES = {
         *(_random(rows, 48), (_random(80, 48, seed=1) / 7, _random(80, 48, seed=2) / 7)),
         *(_random(48, 80, seed=3) / 9, None, None),
     ),
+    "causal_attention": lambda rows, dtype: _spans(rows),
     "decode": lambda rows, dtype: _decoding(rows),
     "panels_linear": lambda rows, dtype: (_random(rows, 77), Panels.of(_random(45, 77, seed=1))),
     "flash_attention": lambda rows, dtype: _texts(rows),

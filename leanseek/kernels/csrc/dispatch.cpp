@@ -175,6 +175,14 @@ LEANSEEK_API int32_t leanseek_learn_backward(int32_t variant, int32_t threads, c
     return table(variant)->learn_backward(threads, static_cast<const leanseek_experts *>(experts));
 }
 
+LEANSEEK_API int32_t leanseek_attend_forward(int32_t variant, int32_t threads, const void *attention) {
+    return table(variant)->attend_forward(threads, static_cast<const leanseek_attention *>(attention));
+}
+
+LEANSEEK_API int32_t leanseek_attend_backward(int32_t variant, int32_t threads, const void *attention) {
+    return table(variant)->attend_backward(threads, static_cast<const leanseek_attention *>(attention));
+}
+
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

@@ -6,7 +6,7 @@
 #include "trained.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 11
+#define LEANSEEK_ABI 12
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -70,6 +70,9 @@ LEANSEEK_API int32_t leanseek_stored_experts(int32_t variant, int32_t threads, i
 // A layer's experts in fp32, forward and then backward: sums over tokens' choices, and the gradients of all that is given.
 LEANSEEK_API int32_t leanseek_learn_forward(int32_t variant, int32_t threads, const void *experts);
 LEANSEEK_API int32_t leanseek_learn_backward(int32_t variant, int32_t threads, const void *experts);
+// Causal attention in fp32 over keys and values that are rebuilt from latents, forward and then backward.
+LEANSEEK_API int32_t leanseek_attend_forward(int32_t variant, int32_t threads, const void *attention);
+LEANSEEK_API int32_t leanseek_attend_backward(int32_t variant, int32_t threads, const void *attention);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

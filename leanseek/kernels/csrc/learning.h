@@ -13,18 +13,6 @@ namespace {
 
 const int64_t PIECE = 128;  // rows at a time
 
-// [rows, columns] into strips, as it is or transposed.
-inline void into_strips(Strips to, const float *from, int64_t rows, int64_t columns, int64_t first) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c += WIDE) store(to.spot(first + r, c), load(from + r * columns + c));
-}
-inline void turned_into_strips(Strips to, const float *from, int64_t rows, int64_t columns, int64_t first) {
-    for (int64_t r = 0; r < rows; r += WIDE)
-        for (int64_t c = 0; c < columns; c++) {
-            float *spot = to.spot(c, first + r);
-            for (int64_t l = 0; l < WIDE; l++) spot[l] = from[(r + l) * columns + c];
-        }
-}
 inline void copy_back(float *to, Matrix from, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r++) memcpy(to + r * columns, from.row(r), size_t(columns) * sizeof(float));
 }
@@ -44,14 +32,6 @@ struct Learning : Choices {
         Strips gate_up, down, given, hidden;
         Matrix x, y, activated, slope, both, gate_up_sum, down_sum;
 
-        // Rows off powers of two, so that a column spreads over the whole of the first cache.
-        static Matrix matrix(Room &room, int64_t rows, int64_t columns) {
-            return {room.take<float>(rows * (columns + WIDE)), columns + WIDE};
-        }
-        static Strips strips(Room &room, int64_t count, int64_t columns) {
-            const int64_t wide = (columns + Strips::ACROSS - 1) / Strips::ACROSS * Strips::ACROSS;
-            return {room.take<float>(count * wide), count};
-        }
         void take(Room &room, int64_t dim, int64_t width, bool back) {
             y = matrix(room, PIECE, dim);
             if (back) {
@@ -102,12 +82,12 @@ struct Learning : Choices {
 
     void backward(int64_t expert, const Own &own) const {
         const int64_t dim = of.dim, width = of.width, first = begins[expert], last = begins[expert + 1];
-        into_strips(own.gate_up, of.gate + expert * of.apart, width, dim, 0);
-        into_strips(own.gate_up, of.up + expert * of.apart, width, dim, width);
-        into_strips(own.down, of.down + expert * dim * width, dim, width, 0);
+        into_strips(own.gate_up, of.gate + expert * of.apart, dim, width, dim, 0);
+        into_strips(own.gate_up, of.up + expert * of.apart, dim, width, dim, width);
+        into_strips(own.down, of.down + expert * dim * width, width, dim, width, 0);
         for (int64_t c = first; c < last; c += PIECE) {
             const int64_t some = least(PIECE, last - c);
-            for (int64_t i = 0; i < some; i++) into_strips(own.given, of.x + rows[c + i] * dim, 1, dim, i);
+            for (int64_t i = 0; i < some; i++) into_strips(own.given, of.x + rows[c + i] * dim, dim, 1, dim, i);
             gather(own.y, of.out_gradient, c, some);
             product_by_rows(some, width, dim, own.y, own.down, own.slope);
             for (int64_t i = 0; i < some; i++) through_activation(own, i, c + i);

@@ -1,6 +1,7 @@
 // Products of matrices as training has them: out [rows, columns] = a [rows, count] b [count, columns].
 #pragma once
 #include "lanes.h"
+#include "room.h"
 
 namespace {
 
@@ -22,6 +23,28 @@ struct Strips {
     // Sixteen numbers of a row, from a column on that is a multiple of 16.
     float *spot(int64_t k, int64_t c) const { return at + c / ACROSS * ACROSS * count + k * ACROSS + c % ACROSS; }
 };
+
+// Rows off powers of two, so that a column spreads over the whole of the first cache.
+inline Matrix matrix(Room &room, int64_t rows, int64_t columns) {
+    return {room.take<float>(rows * (columns + WIDE)), columns + WIDE};
+}
+inline Strips strips(Room &room, int64_t count, int64_t columns) {
+    const int64_t wide = (columns + Strips::ACROSS - 1) / Strips::ACROSS * Strips::ACROSS;
+    return {room.take<float>(count * wide), count};
+}
+
+// [rows, columns] into strips, as it is (rows `apart` floats from each other) or transposed.
+inline void into_strips(Strips to, const float *from, int64_t apart, int64_t rows, int64_t columns, int64_t first) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c += WIDE) store(to.spot(first + r, c), load(from + r * apart + c));
+}
+inline void turned_into_strips(Strips to, const float *from, int64_t rows, int64_t columns, int64_t first) {
+    for (int64_t r = 0; r < rows; r += WIDE)
+        for (int64_t c = 0; c < columns; c++) {
+            float *spot = to.spot(c, first + r);
+            for (int64_t l = 0; l < WIDE; l++) spot[l] = from[(r + l) * columns + c];
+        }
+}
 
 // One tile. TURNED: a is given transposed, [count, rows].
 template <int M, int P, bool TURNED>

@@ -37,6 +37,8 @@ struct leanseek_table {
                           float *out);
     int (*learn_forward)(int threads, const leanseek_experts *experts);
     int (*learn_backward)(int threads, const leanseek_experts *experts);
+    int (*attend_forward)(int threads, const leanseek_attention *attention);
+    int (*attend_backward)(int threads, const leanseek_attention *attention);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

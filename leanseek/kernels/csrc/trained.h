@@ -1,4 +1,5 @@
-// A layer's experts and what their training gives, as the C ABI has them; kernels/learning.py has the twin.
+// A layer's experts and its attention, and what their training gives, as the C ABI has them; kernels/learning.py and
+// kernels/causal.py have the twins.
 #pragma once
 #include <stdint.h>
 
@@ -12,4 +13,18 @@ struct leanseek_experts {
     float *out;                    // [tokens, dim]; the rest is looked at backward alone
     const float *out_gradient;
     float *x_gradient, *weights_gradient, *gate_gradient, *up_gradient, *down_gradient;  // null weights: null
+};
+
+// Keys have `nope` channels of each head's own and `turned` ones that all share; keys and values of one head stand side by
+// side. Channels of a key, and `value`, are multiples of 16.
+struct leanseek_attention {
+    int64_t tokens, heads, nope, turned, value, segments;
+    const int64_t *spans;      // [segments, 4]: first token, tokens, and the same of what it goes on from, an earlier one
+    const float *queries;      // [tokens, heads, nope and turned], not turned yet
+    const float *keys_values;  // [tokens, heads, nope and value]
+    const float *rope, *turns; // [tokens, turned]: the shared keys, not turned yet; cosine and sine of each pair's angle
+    float *out, *logs;         // [tokens, heads, value]; [heads, tokens]: written forward, read backward
+    const float *out_gradient;
+    float *queries_gradient, *keys_values_gradient, *rope_gradient;
+    float scale;
 };

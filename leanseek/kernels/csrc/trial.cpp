@@ -245,6 +245,29 @@ void learning(const std::vector<std::string> &variants, int64_t tokens, int64_t 
     }
 }
 
+// Attention that learns: texts, the last of which goes on from the first.
+void causal(const std::vector<std::string> &variants, int64_t heads, int64_t turned, int64_t value) {
+    const int64_t channels = (turned + 16) / 16 * 16, nope = channels - turned;
+    const int64_t lengths[3] = {1 + below(150), 1 + below(20), 1 + below(80)}, tokens = lengths[0] + lengths[1] + lengths[2];
+    const std::vector<int64_t> spans = {0, lengths[0], 0, 0, lengths[0], lengths[1], 0, 0,
+                                        lengths[0] + lengths[1], lengths[2], 0, lengths[0]};
+    const size_t asked = size_t(tokens * heads * channels), pairs = size_t(tokens * heads * (nope + value));
+    const size_t shared = size_t(tokens * turned), mixed = size_t(tokens * heads * value);
+    std::vector<float> q(asked), kv(pairs), rope(shared), turns(shared), slope(mixed), logs(size_t(heads * tokens)), first;
+    fill(q), fill(kv), fill(rope), fill(turns), fill(slope);
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        std::vector<float> got(mixed + asked + pairs + shared);
+        float *out = got.data(), *q_slope = out + mixed, *kv_slope = q_slope + asked;
+        leanseek_attention given = {tokens, heads, nope, turned, value, 3, spans.data(), q.data(), kv.data(), rope.data(),
+                                    turns.data(), out, logs.data(), slope.data(), q_slope, kv_slope, kv_slope + pairs, 0.3f};
+        expect(!leanseek_attend_forward(v, 3, &given) && !leanseek_attend_backward(v, 3, &given), "causal", name, tokens,
+               heads, value);
+        if (first.empty()) first = got;
+        expect(near(got, first, 1e-5f), "causal differs", name, tokens, heads, value);
+    }
+}
+
 }  // namespace
 
 #include "trial_decoder.h"
@@ -266,6 +289,7 @@ int main(int count, char **arguments) {
         stored(variants, 1 + round % 2, below(round % 5 ? 12 : 100), 1 + below(300), 1 + below(200), 1 + below(6));
         norm(variants, below(200), 1 + below(200));
         learning(variants, below(round % 5 ? 30 : 400), 16 * (1 + below(6)), 16 * (1 + below(6)), 1 + below(5), 1 + below(3));
+        causal(variants, 1 + below(4), 2 + 2 * below(20), 16 * (1 + below(4)));
         decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));
     }

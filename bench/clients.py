@@ -180,6 +180,8 @@ class Clients:
         """Send the next request; `over` is called when its answer is there."""
         self._next = (self._next + 1) % len(self._requests)
         request = self._requests[self._next]
+        while self._idle and self._idle[-1].transport.is_closing():  # kept for longer than the server keeps them
+            self._idle.pop()
         if self._idle:
             self._idle.pop().ask(request, lambda connection: self._note_answer(connection, over))
         else:

@@ -219,7 +219,7 @@ def overload(folder: Path, tokens: int, options: Any, log: Path | None) -> None:
                 one.start()
                 time.sleep(WARM_S)
             rate = saturated("beside")
-            for one in both:
+            for one in reversed(both):  # who asks, first
                 one.kill()
                 one.join()
             return rate

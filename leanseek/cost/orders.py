@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -26,35 +27,6 @@ class Op(NamedTuple):
     batch: int
     back_stage: int = -1
     back_batch: int = 0
-
-    def after(self) -> list[tuple[str, int, int]]:
-        """Return what must be done before, on the same device."""
-        if self.kind == WEIGHT:
-            return [(INPUT, self.stage, self.batch)]
-        if self.kind in (FULL, INPUT):
-            return [(FORWARD, self.stage, self.batch)]
-        return [(FORWARD, self.back_stage, self.back_batch)] if self.kind == PAIR else []
-
-    def received(self, stages: int) -> list[tuple[str, int, int]]:
-        """Return what must have come from another stage."""
-        found = []
-        if self.kind in (FORWARD, PAIR) and self.stage:
-            found.append((FORWARD, self.stage - 1, self.batch))
-        if self.kind in (FULL, INPUT) and self.stage < stages - 1:
-            found.append((INPUT, self.stage + 1, self.batch))
-        if self.kind == PAIR and self.back_stage < stages - 1:
-            found.append((INPUT, self.back_stage + 1, self.back_batch))
-        return found
-
-    def gives(self) -> list[tuple[str, int, int]]:
-        """Return what is there once it is done."""
-        if self.kind == PAIR:
-            return [(FORWARD, self.stage, self.batch), (INPUT, self.back_stage, self.back_batch)]
-        return [(INPUT if self.kind == FULL else self.kind, self.stage, self.batch)]
-
-    def keeps(self) -> int:
-        """Return by how many the micro-batch stages change whose activations are kept."""
-        return {FORWARD: 1, FULL: -1, WEIGHT: -1}.get(self.kind, 0)
 
 
 def one_f_one_b(devices: int, micro_batches: int) -> list[list[Op]]:
@@ -231,51 +203,74 @@ def _phases(half: int, near: int, steady: int, stage: Stage) -> list[Op]:
     return device.order
 
 
-class Step(NamedTuple):
-    """One operation in a sequence of those of all devices.
+# What a device does in its turn: number of its kind among the schedule's; places of both results that it waits for, and
+# of both that it gives.
+Turn = tuple[int, int, int, int, int]
+# Places of results: one that is there from the start, and one that nobody waits for.
+THERE, UNASKED = 0, 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule as a simulation goes through it, whatever its operations take.
 
     Args:
-        device: that does it.
-        op: what it does.
-        local, received: places in the sequence of what must be done before, on this device, and come from others.
-        keeps: by how many the micro-batch stages change whose activations are kept.
+        orders: of each device.
+        turns: the same with numbers in place of names.
+        kinds: operations of which all others are repetitions, for other micro-batches.
+        places: of results.
+        held: for each device, the most micro-batch stages whose activations it keeps at once.
     """
 
-    device: int
-    op: Op
-    local: tuple[int, ...]
-    received: tuple[int, ...]
-    keeps: int
+    orders: list[list[Op]]
+    turns: list[list[Turn]]
+    kinds: list[Op]
+    places: int
+    held: tuple[int, ...]
 
 
 @cache
-def sequence(schedule: str, devices: int, micro_batches: int) -> list[Step]:
-    """Return all devices' operations so that each comes after what it waits for, on its device and on others.
-
-    Every device does its own in their order, so this is the same however long they take.
-    """
+def scheduled(schedule: str, devices: int, micro_batches: int) -> Schedule:
+    """Return what each device does, one operation after the other, and what each of them waits for."""
     stages = stages_of(schedule, devices)
     if schedule in CHUNKS:
         orders = interleaved(devices, micro_batches, CHUNKS[schedule])
     else:
         make = {"1f1b": one_f_one_b, "zb1p": zb1p, "dualpipe": dualpipe, "dualpipev": dualpipev}[schedule]
         orders = make(devices, micro_batches)
-    waiting = [[(op, op.after(), op.received(stages)) for op in order] for order in orders]
-    found: list[Step] = []
-    done: dict[tuple[str, int, int], int] = {}
-    place, total = [0] * devices, sum(map(len, orders))
-    while len(found) < total:
-        before = len(found)
-        for device, order in enumerate(waiting):
-            while place[device] < len(order):
-                op, local, received = order[place[device]]
-                try:
-                    waits = tuple([done[key] for key in local]), tuple([done[key] for key in received])
-                except KeyError:
-                    break
-                for key in op.gives():
-                    done[key] = len(found)
-                found.append(Step(device, op, *waits, op.keeps()))
-                place[device] += 1
-        assert len(found) > before, "the schedule waits for itself"
-    return found
+    # Places of a stage's forward passes and of its input gradients lie beside each other. Negative numbers of
+    # micro-batches come from the end.
+    span, last = micro_batches + 1, stages - 1
+    kinds: dict[tuple[str, int, int], int] = {}
+    examples: list[Op] = []
+    turns: list[list[Turn]] = []
+    most: list[int] = []
+    for order in orders:
+        mine: list[Turn] = []
+        held = peak = 0
+        for op in order:
+            kind, stage, batch, back_stage, back_batch = op
+            number = kinds.get((kind, stage, back_stage))
+            if number is None:
+                number = kinds[kind, stage, back_stage] = len(examples)
+                examples.append(op)
+            here = 2 + 2 * (stage * span + batch % span)
+            if kind == FORWARD:
+                held += 1
+                mine.append((number, here - 2 * span if stage else THERE, THERE, here, UNASKED))
+            elif kind == WEIGHT:
+                held -= 1
+                mine.append((number, THERE, THERE, UNASKED, UNASKED))
+            elif kind == PAIR:
+                back = 3 + 2 * (back_stage * span + back_batch % span)
+                ahead, behind = here - 2 * span if stage else THERE, back + 2 * span if back_stage < last else THERE
+                mine.append((number, ahead, behind, here, back))
+                peak = max(peak, held + 1)
+            else:
+                held -= kind == FULL
+                mine.append((number, here + 1 + 2 * span if stage < last else THERE, THERE, here + 1, UNASKED))
+            if held > peak:
+                peak = held
+        turns.append(mine)
+        most.append(peak)
+    return Schedule(orders, turns, examples, 2 + 2 * stages * span, tuple(most))

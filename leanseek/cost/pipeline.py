@@ -10,11 +10,12 @@ hides behind computation; DualPipeV is one half of it, folded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leanseek.cost.orders import FORWARD, FULL, INPUT, PAIR, WEIGHT, Op, sequence
-from leanseek.cost.schedules import CHUNKS, fits, held_stages
+from leanseek.cost.orders import FORWARD, FULL, INPUT, PAIR, THERE, WEIGHT, Op, scheduled
+from leanseek.cost.schedules import CHUNKS, fits
 from leanseek.errors import UsageError
 
 # Micro-batches beyond so many for each stage only repeat the steady part, and are not simulated one by one.
@@ -101,7 +102,7 @@ def simulate(schedule: str, devices: int, micro_batches: int, times: StageTimes)
     if schedule == "zbv":
         enough = 2 * devices
     if micro_batches <= enough + more:
-        return _run(schedule, devices, micro_batches, times)
+        return _run(schedule, devices, micro_batches, times, drawn=True)
     # More micro-batches make the steady part longer by the same time again and again.
     enough += (micro_batches - enough) % 2
     short, long = _run(schedule, devices, enough, times), _run(schedule, devices, enough + more, times)
@@ -130,107 +131,107 @@ def bubble_formula(schedule: str, devices: int, forward: float, backward: float,
     return (half - 1) * (pair + backward - 3 * weight)
 
 
-def _run(schedule: str, devices: int, micro_batches: int, times: StageTimes) -> Trace:
+def _run(schedule: str, devices: int, micro_batches: int, times: StageTimes, drawn: bool = False) -> Trace:
     if schedule == "zbv":
-        return _zbv(devices, micro_batches, times)
-    trace = _Tracing(devices)
-    ends: list[float] = []
-    takes: dict[tuple[str, int, int], float] = {}
-    hop_s = times.hop_s
-    for device, op, local, received, keeps in sequence(schedule, devices, micro_batches):
-        start = trace.clock[device]
-        # Some hundred thousand times in a search: calls of `max` would be a tenth of it.
-        for one in local:
-            if ends[one] > start:
-                start = ends[one]
-        for one in received:
-            if ends[one] + hop_s > start:
-                start = ends[one] + hop_s
-        kind = (op.kind, op.stage, op.back_stage)
-        seconds = takes.get(kind)
-        if seconds is None:
-            seconds = takes[kind] = times.of(op)
-        ends.append(start + seconds)
-        trace.add(device, op, start, start + seconds, keeps)
-    return trace.found()
+        return _zbv(devices, micro_batches, times, drawn)
+    found, hop_s = scheduled(schedule, devices, micro_batches), times.hop_s
+    takes = [times.of(op) for op in found.kinds]
+    # When each result is where it is waited for.
+    there: list[float | None] = [None] * found.places
+    there[THERE] = 0.0
+    clocks, busy = [0.0] * devices, [0.0] * devices
+    spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
+    done, left = [0] * devices, sum(map(len, found.turns))
+    while left:
+        before = left
+        for device, turns in enumerate(found.turns):
+            begin = done[device]
+            clock, worked = clocks[device], busy[device]
+            # Some hundred thousand times in a search, so it calls nothing.
+            for number in range(begin, len(turns)):
+                kind, one, other, given, also = turns[number]
+                first, second = there[one], there[other]
+                if first is None or second is None:
+                    break
+                start = clock
+                if first > start:
+                    start = first
+                if second > start:
+                    start = second
+                clock = start + takes[kind]
+                worked += clock - start
+                there[given] = there[also] = clock + hop_s
+                if drawn:
+                    spans[device].append((found.orders[device][number], start, clock))
+            else:
+                number = len(turns)
+            clocks[device], busy[device], done[device] = clock, worked, number
+            left -= number - begin
+        assert left < before, "the schedule waits for itself"
+    return Trace(max(clocks), tuple(busy), found.held, tuple(map(tuple, spans)) if drawn else ())
 
 
-class _Tracing:
-    """What devices do, as it is found.
-
-    Args:
-        devices: of the pipeline.
-    """
-
-    def __init__(self, devices: int) -> None:
-        self.clock = [0.0] * devices
-        self._busy, self._held, self._most = [0.0] * devices, [0] * devices, [0] * devices
-        self._spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
-
-    def add(self, device: int, op: Op, start: float, end: float, keeps: int) -> None:
-        """Let a device do its next operation."""
-        self.clock[device] = end
-        self._busy[device] += end - start
-        self._spans[device].append((op, start, end))
-        held = self._held[device] = self._held[device] + keeps
-        if op.kind == PAIR:
-            held += 1
-        if held > self._most[device]:
-            self._most[device] = held
-
-    def found(self) -> Trace:
-        """Return all of it."""
-        return Trace(max(self.clock), tuple(self._busy), tuple(self._most), tuple(map(tuple, self._spans)))
-
-
-def _zbv(devices: int, micro_batches: int, times: StageTimes) -> Trace:
+def _zbv(devices: int, micro_batches: int, times: StageTimes, drawn: bool) -> Trace:
     """Run ZBV: every device does the most urgent thing that it can.
 
     What keeps the V moving comes first: input gradients of the first half and forward passes of the second, then the
     other two, then weights, unless there is no room left but by doing those. Activations are kept for no more
     micro-batches than 1F1B keeps on its first device. Where all passes take as long, only the way in is waited.
     """
-    stages, hop_s, trace = 2 * devices, times.hop_s, _Tracing(devices)
-    mine = [held_stages("zbv", devices, device) for device in range(devices)]
-    # When each stage ended its passes, one micro-batch after the other.
-    forwards, inputs, weights = ([list[float]() for _ in range(stages)] for _ in range(3))
+    stages, hop_s, last = 2 * devices, times.hop_s, 2 * devices - 1
+    # When each stage's passes were where they are waited for, one micro-batch after the other.
+    forwards, inputs = ([list[float]() for _ in range(stages)] for _ in range(2))
+    weights, clocks, busy = [0] * stages, [0.0] * devices, [0.0] * devices
+    held, most = [0] * devices, [0] * devices
+    spans: list[list[tuple[Op, float, float]]] = [[] for _ in range(devices)]
 
     def choose(device: int) -> tuple[float, int, int, str, int] | None:
-        now = trace.clock[device]
-        held = sum(len(forwards[stage]) - len(weights[stage]) for stage in mine[device])
-        best: tuple[float, int, int, str, int] | None = None
-        for stage in mine[device]:
+        now, kept = clocks[device], held[device]
+        at, rank, kind, of = math.inf, 0, "", 0
+        for stage in (device, last - device):
             second = stage >= devices
-            forward, back, weight = len(forwards[stage]), len(inputs[stage]), len(weights[stage])
-            found: list[tuple[float, int, str]] = []
-            if back < forward:
-                if stage == stages - 1:
-                    found.append((now, 1 if second else 0, INPUT))
-                elif back < len(inputs[stage + 1]):
-                    found.append((inputs[stage + 1][back] + hop_s, 1 if second else 0, INPUT))
+            forward, back = len(forwards[stage]), len(inputs[stage])
+            if back < forward and (stage == last or back < len(inputs[stage + 1])):
+                start = now if stage == last else max(inputs[stage + 1][back], now)
+                if start < at or (start == at and second < rank):
+                    at, rank, kind, of = start, int(second), INPUT, stage
             # The last place is kept for the second half, whose backward pass is what frees places.
-            if forward < micro_batches and held < 2 * devices - (not second) and forward - back < stages - stage:
-                if stage == 0:
-                    found.append((now, 0 if second else 1, FORWARD))
-                elif forward < len(forwards[stage - 1]):
-                    found.append((forwards[stage - 1][forward] + hop_s, 0 if second else 1, FORWARD))
-            if weight < back:
-                found.append((now, 2 if held < 2 * devices - 1 else -1, WEIGHT))
-            for ready, rank, kind in found:
-                start = ready if ready > now else now
-                if best is None or (start, rank) < best[:2]:
-                    best = (start, rank, device, kind, stage)
-        return best
+            if (
+                forward < micro_batches
+                and kept < stages - (not second)
+                and forward - back < stages - stage
+                and (stage == 0 or forward < len(forwards[stage - 1]))
+            ):
+                start = now if stage == 0 else max(forwards[stage - 1][forward], now)
+                if start < at or (start == at and (not second) < rank):
+                    at, rank, kind, of = start, int(not second), FORWARD, stage
+            if weights[stage] < back:
+                urgent = 2 if kept < last else -1
+                if now < at or (now == at and urgent < rank):
+                    at, rank, kind, of = now, urgent, WEIGHT, stage
+        return (at, rank, device, kind, of) if kind else None
 
-    lists = {FORWARD: forwards, INPUT: inputs, WEIGHT: weights}
+    takes = {kind: [times.of(Op(kind, stage, 0)) for stage in range(stages)] for kind in (FORWARD, INPUT, WEIGHT)}
     choices = [choose(device) for device in range(devices)]
     for _ in range(3 * stages * micro_batches):
-        start, _rank, device, kind, stage = min(one for one in choices if one is not None)
-        ended = lists[kind][stage]
-        op = Op(kind, stage, len(ended))
-        end = start + times.of(op)
-        ended.append(end)
-        trace.add(device, op, start, end, op.keeps())
-        for other in {max(device - 1, 0), device, min(device + 1, devices - 1)}:
-            choices[other] = choose(other)
-    return trace.found()
+        start, _rank, device, kind, stage = min(filter(None, choices))
+        end = clocks[device] = start + takes[kind][stage]
+        busy[device] += end - start
+        if kind == WEIGHT:
+            batch, other = weights[stage], stage
+            weights[stage] += 1
+            held[device] -= 1
+        else:
+            passes, other = (forwards, stage + 1) if kind == FORWARD else (inputs, stage - 1)
+            batch = len(passes[stage])
+            passes[stage].append(end + hop_s)
+            if kind == FORWARD:
+                held[device] += 1
+                most[device] = max(most[device], held[device])
+        if drawn:
+            spans[device].append((Op(kind, stage, batch), start, end))
+        choices[device] = choose(device)
+        # Whoever waits for what was done may have something else to do now.
+        if 0 <= other <= last and (waits := min(other, last - other)) != device:
+            choices[waits] = choose(waits)
+    return Trace(max(clocks), tuple(busy), tuple(most), tuple(map(tuple, spans)) if drawn else ())

@@ -79,7 +79,10 @@ def test_a_trace_is_one_that_could_happen(schedule, hop_s):
         assert all(a[2] <= b[1] + 1e-9 for a, b in itertools.pairwise(spans))
         for op, start, end in spans:
             assert op.stage in held_stages(schedule, devices, device)
-            for kind, stage, batch in op.gives():
+            given = [(op.kind.replace(FULL, INPUT), op.stage, op.batch)]
+            if op.kind == PAIR:
+                given = [(FORWARD, op.stage, op.batch), (INPUT, op.back_stage, op.back_batch)]
+            for kind, stage, batch in given:
                 ends[kind, stage, batch], starts[kind, stage, batch] = end, start
             if op.kind in (WEIGHT, FULL, PAIR):
                 key = (op.back_stage, op.back_batch) if op.kind == PAIR else (op.stage, op.batch)

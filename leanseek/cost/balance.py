@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -25,21 +26,23 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
     if stages == 1 or len(held_stages(schedule, devices, 0)) != 2:
         return counts
     held = [held_stages(schedule, devices, device) for device in range(devices)]
-    # In whole numbers, so that equal loads are equal however they are summed.
-    sums = [0, *accumulate(round(SCALE * cost / sum(costs)) for cost in costs)]
+    sums = _sums(costs)
 
-    def loads(bounds: list[int]) -> tuple[list[int], list[int]]:
-        """Return what each device has, and each stage: stages of a device should be alike too."""
-        each = [sums[b] - sums[a] for a, b in pairwise((0, *bounds))]
-        return [each[one] + each[other] for one, other in held], each
+    def devices_of(each: list[int]) -> list[int]:
+        return [each[one] + each[another] for one, another in held]
 
+    other = {stage: pair[pair[0] == stage] for pair in held for stage in pair}
     bounds = list(accumulate(counts))
-    best = tuple(sorted(one, reverse=True) for one in loads(bounds))
+    each = [sums[b] - sums[a] for a, b in pairwise((0, *bounds))]
+    # What each device has, and each stage: stages of a device should be alike too.
+    best = sorted(devices_of(each), reverse=True), sorted(each, reverse=True)
     while True:
         found = None
-        other = {stage: pair[pair[0] == stage] for pair in held for stage in pair}
+        # What a bound has more if it moves along by one, and stages both of whose bounds do.
+        more = {step: [sums[b + step] - sums[b] for b in bounds[:-1]] for step in (1, -1)}
+        along = {step: [sums[b + step] - sums[a + step] for a, b in pairwise(bounds[:-1])] for step in (1, -1)}
         # Hand one layer of the busiest device that can be helped to another stage; all between them move along by one.
-        for _, busiest in sorted(zip(loads(bounds)[0], held, strict=True), reverse=True):
+        for _, busiest in sorted(zip(devices_of(each), held, strict=True), reverse=True):
             for giver in busiest:
                 if bounds[giver] - (bounds[giver - 1] if giver else 0) == 1:
                     continue  # it would be empty; those between keep as many layers as they have
@@ -47,27 +50,29 @@ def balanced(costs: Sequence[float], schedule: str, devices: int) -> list[int]:
                     if giver == taker:
                         continue
                     first, last, step = (giver, taker, -1) if giver < taker else (taker, giver, 1)
-                    # Nearly always the taker's device would have too much: then the others need not be looked at.
-                    had = 0
-                    for stage in (taker, other[taker]):
-                        end = bounds[stage] + (step if first <= stage < last else 0)
-                        begin = (bounds[stage - 1] + (step if first < stage <= last else 0)) if stage else 0
-                        had += sums[end] - sums[begin]
-                    if had > (found[0] if found else best)[0][0]:
-                        continue
-                    moved = bounds.copy()
-                    moved[first:last] = [b + step for b in bounds[first:last]]
-                    theirs, each = loads(moved)
                     least = found[0] if found else best
-                    if max(theirs) <= least[0][0]:
-                        now = (sorted(theirs, reverse=True), sorted(each, reverse=True))
+                    # Nearly always the taker's device would have too much: then the others need not be looked at.
+                    mate = other[taker]
+                    had = each[taker] + (more[1][taker] if taker < giver else -more[-1][taker - 1])
+                    had += along[step][mate - 1] if first < mate < last else each[mate]
+                    if had > least[0][0] and mate != giver:
+                        continue
+                    stages_have = each.copy()
+                    stages_have[first + 1 : last] = along[step][first : last - 1]
+                    stages_have[first] += more[step][first]
+                    stages_have[last] -= more[step][last - 1]
+                    devices_have = devices_of(stages_have)
+                    devices_have.sort(reverse=True)
+                    if devices_have <= least[0]:
+                        now = devices_have, sorted(stages_have, reverse=True)
                         if now < least:
-                            found = (now, moved)
+                            found = now, stages_have, (first, last, step)
             if found is not None:
                 break
         if found is None:
             return [b - a for a, b in pairwise((0, *bounds))]
-        best, bounds = found
+        best, each, (first, last, step) = found
+        bounds[first:last] = [b + step for b in bounds[first:last]]
 
 
 def partition(costs: Sequence[float], stages: int) -> list[int]:
@@ -77,31 +82,31 @@ def partition(costs: Sequence[float], stages: int) -> list[int]:
         costs: in order.
         stages: at most as many as there are costs; none is empty.
     """
-    low, high = max(costs), sum(costs)
-    high *= 1 + 1e-9
-    for _ in range(50):
-        middle = (low + high) / 2
-        if _cut(costs, stages, middle) is None:
-            low = middle
+    sums = _sums(costs)
+    low, high = max(b - a for a, b in pairwise(sums)), sums[-1]
+    while low < high:
+        middle = (low + high) // 2
+        if _cut(sums, stages, middle) is None:
+            low = middle + 1
         else:
             high = middle
-    found = _cut(costs, stages, high)
+    found = _cut(sums, stages, high)
     assert found is not None, "the sum of all always fits"
     return found
 
 
-def _cut(costs: Sequence[float], stages: int, limit: float) -> list[int] | None:
+def _sums(costs: Sequence[float]) -> list[int]:
+    """Return sums up to each place, in whole numbers, so that equal loads are equal however they are summed."""
+    total = sum(costs)
+    return [0, *accumulate(round(SCALE * cost / total) for cost in costs)]
+
+
+def _cut(sums: list[int], stages: int, limit: int) -> list[int] | None:
     """Fill stages one after the other up to a limit; None: they do not hold everything."""
-    counts: list[int] = []
-    room = 0.0
-    for place, cost in enumerate(costs):
+    counts, begin = [], 0
+    for left in range(stages - 1, -1, -1):
         # Each stage that is not open yet needs something of what is left.
-        short = len(costs) - place <= stages - len(counts)
-        if not counts or cost > room or short:
-            if len(counts) == stages or cost > limit:
-                return None
-            counts.append(0)
-            room = limit
-        counts[-1] += 1
-        room -= cost
-    return counts if len(counts) == stages else None
+        end = min(bisect_right(sums, sums[begin] + limit) - 1, len(sums) - 1 - left)
+        counts.append(end - begin)
+        begin = end
+    return counts if begin == len(sums) - 1 else None

@@ -14,6 +14,8 @@ from leanseek.model.config import ModelConfig
 ATTENTION_BACK = 2.5
 # Activations and gradients between layers are in bf16 where products are in FP8 or bf16.
 GRADIENT_BYTES = 4.0
+# Attention's up-projections, which "selective" recomputes.
+UP = ("q_b_proj", "kv_b_proj")
 
 
 @dataclass(frozen=True)
@@ -68,36 +70,43 @@ def layer_times(config: ModelConfig, layout: Layout, roof: Roofline, layer: int,
         layer: its number; the MTP layer is number `num_hidden_layers`, and counts its joining.
         length: tokens of a text.
     """
+    return recomputed_times(config, layout, roof, layer, length)[layout.recompute]
+
+
+def recomputed_times(
+    config: ModelConfig, layout: Layout, roof: Roofline, layer: int, length: int
+) -> dict[str, LayerTimes]:
+    """Return what one layer takes for each of RECOMPUTE in place of the layout's own; otherwise as `layer_times`."""
     tokens = layout.micro * length
     attention, mlp = attention_products(config), mlp_products(config, layer)
     products = [*attention, *mlp]
     if layer == config.num_hidden_layers:
         products.append(Product("eh_proj", 2 * config.hidden_size, config.hidden_size, kept=True))
-    forward = input_ = weight = 0.0
+    forward = input_ = weight = up = shared = 0.0
     for one in products:
         times = _product_times(one, layout, roof, tokens)
         forward, input_, weight = forward + times[0], input_ + times[1], weight + times[2]
+        if one.name in UP:
+            up += times[0]
+        elif one.name == "shared_experts":
+            shared += times[0]
     scores = roof.attention_s(2.0 * tokens * (length + 1) / 2 * score_products(config) / layout.tp)
     vectors = roof.memory_s(tokens * vector_bytes(config, layer, roof.precision) / layout.tp)
     forward += scores + vectors
     input_ += ATTENTION_BACK * scores + 2 * vectors
-    again = 0.0
-    if layout.recompute == "full":
-        again = forward
-    elif layout.recompute == "selective":
-        up = [one for one in attention if one.name in ("q_b_proj", "kv_b_proj")]
-        again = sum(_product_times(one, layout, roof, tokens)[0] for one in up) + vectors / 2
     moe = config.is_moe(layer)
     exchange = exchange_s(config, roof, tokens / layout.tp, layout.ep) if moe else 0.0
-    shared = [one for one in mlp if one.name == "shared_experts"]
-    hidden = min(sum(_product_times(one, layout, roof, tokens)[0] for one in shared), exchange)
+    hidden = min(shared, exchange)
     # Megatron's two all-reduces of a layer, forward and back (arXiv 1909.08053): a ring sends everything twice.
     reduce = 0.0
     if layout.tp > 1:
         size = 4.0 * tokens * config.hidden_size * _kept_size(roof.precision) * (layout.tp - 1) / layout.tp
         reduce = roof.link_s(size) if layout.tp <= roof.hardware.per_node else roof.network_s(size)
-    kept = tokens * kept_bytes(config, layer, layout.recompute, roof.precision) / layout.tp
-    return LayerTimes(forward, input_ + again, weight, again, exchange, hidden, reduce, kept)
+    found = {}
+    for recompute, again in (("none", 0.0), ("selective", up + vectors / 2), ("full", forward)):
+        kept = tokens * kept_bytes(config, layer, recompute, roof.precision) / layout.tp
+        found[recompute] = LayerTimes(forward, input_ + again, weight, again, exchange, hidden, reduce, kept)
+    return found
 
 
 def head_times(config: ModelConfig, layout: Layout, roof: Roofline, length: int, times: int = 1) -> LayerTimes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from leanseek.errors import KernelError
 
 # Of csrc/kernels.h; the two change together.
-ABI = 12
+ABI = 13
 # Every instruction set that there are kernels for, the best last of those that one machine can have.
 VARIANTS = ("generic", "avx2", "avx512", "neon")
 FOLDER = Path(__file__).resolve().parent
@@ -50,6 +50,8 @@ _CALLS: dict[str, tuple[type, ...]] = {
     "learn_backward": (_POINTER,),
     "attend_forward": (_POINTER,),
     "attend_backward": (_POINTER,),
+    "likelihood": (_POINTER, _POINTER, _I64, _I64, _F32, _POINTER, _POINTER),
+    "likelihood_backward": (_POINTER, _POINTER, _I64, _I64, _F32, *(_POINTER,) * 3),
     "stream": (_POINTER, _I64, _POINTER),
     "peak": (_I64, _POINTER),
     "packed_experts": (

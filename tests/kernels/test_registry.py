@@ -134,6 +134,11 @@ EXAMPLES = {
     ),
     "causal_attention": lambda rows, dtype: _spans(rows),
     "decode": lambda rows, dtype: _decoding(rows),
+    "log_likelihood": lambda rows, dtype: (
+        3 * _random(rows, 77),
+        torch.randint(0, 77, (rows,), generator=torch.Generator().manual_seed(6)),
+        0.7,
+    ),
     "panels_linear": lambda rows, dtype: (_random(rows, 77), Panels.of(_random(45, 77, seed=1))),
     "flash_attention": lambda rows, dtype: _texts(rows),
     "rms_norm": lambda rows, dtype: (_random(rows, 77, dtype=dtype), _random(77, seed=1, dtype=dtype), 1e-6),

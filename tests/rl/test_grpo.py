@@ -18,6 +18,7 @@ from leanseek.checkpoint.resume import load_state
 from leanseek.cost.ledger import Charge
 from leanseek.envs.environment import Problem
 from leanseek.errors import RunError
+from leanseek.kernels.likelihood import log_likelihood
 from leanseek.log import RunLog
 from leanseek.model.experts import Routing
 from leanseek.model.transformer import Transformer
@@ -141,7 +142,7 @@ class FirstForm(Grpo):
         routing = Routing(replay_TNK=packed.replay_TNK, compare=True)
         hidden_TD = model(packed.tokens_T, batch.segments, routing=routing)
         logits_MW = model.logits(hidden_TD.index_select(0, packed.rows_M)).float()
-        logprobs_M = -torch.nn.functional.cross_entropy(logits_MW, packed.targets_M, reduction="none")
+        logprobs_M = log_likelihood(logits_MW, packed.targets_M)
         ratio_M = torch.exp(logprobs_M - packed.old_M)
         clipped_M = ratio_M.clamp(1 - self.clip_low, 1 + self.clip_high)
         total = -torch.minimum(ratio_M * packed.advantages_M, clipped_M * packed.advantages_M).mean()

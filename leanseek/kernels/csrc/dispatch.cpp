@@ -183,6 +183,21 @@ LEANSEEK_API int32_t leanseek_attend_backward(int32_t variant, int32_t threads, 
     return table(variant)->attend_backward(threads, static_cast<const leanseek_attention *>(attention));
 }
 
+LEANSEEK_API int32_t leanseek_likelihood(int32_t variant, int32_t threads, const void *logits, const void *targets,
+                                         int64_t rows, int64_t width, float scale, void *found, void *sums) {
+    return table(variant)->likelihood(threads, static_cast<const float *>(logits),
+                                      static_cast<const int64_t *>(targets), rows, width, scale,
+                                      static_cast<float *>(found), static_cast<float *>(sums));
+}
+
+LEANSEEK_API int32_t leanseek_likelihood_backward(int32_t variant, int32_t threads, const void *logits,
+                                                  const void *targets, int64_t rows, int64_t width, float scale,
+                                                  const void *sums, const void *gradient, void *logits_gradient) {
+    return table(variant)->likelihood_backward(
+        threads, static_cast<const float *>(logits), static_cast<const int64_t *>(targets), rows, width, scale,
+        static_cast<const float *>(sums), static_cast<const float *>(gradient), static_cast<float *>(logits_gradient));
+}
+
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum) {
     return table(variant)->stream(threads, data, bytes, sum);
 }

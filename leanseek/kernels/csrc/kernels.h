@@ -6,7 +6,7 @@
 #include "trained.h"
 
 // Changes with every change of a signature or a layout; leanseek/kernels/native.py asks for the same.
-#define LEANSEEK_ABI 12
+#define LEANSEEK_ABI 13
 
 #define LEANSEEK_API extern "C" __attribute__((visibility("default")))
 
@@ -73,6 +73,13 @@ LEANSEEK_API int32_t leanseek_learn_backward(int32_t variant, int32_t threads, c
 // Causal attention in fp32 over keys and values that are rebuilt from latents, forward and then backward.
 LEANSEEK_API int32_t leanseek_attend_forward(int32_t variant, int32_t threads, const void *attention);
 LEANSEEK_API int32_t leanseek_attend_backward(int32_t variant, int32_t threads, const void *attention);
+// The log-probabilities of targets under rows of logits times `scale`, and of each row the logarithm of its sum of powers,
+// which the way back wants again.
+LEANSEEK_API int32_t leanseek_likelihood(int32_t variant, int32_t threads, const void *logits, const void *targets,
+                                         int64_t rows, int64_t width, float scale, void *found, void *sums);
+LEANSEEK_API int32_t leanseek_likelihood_backward(int32_t variant, int32_t threads, const void *logits,
+                                                  const void *targets, int64_t rows, int64_t width, float scale,
+                                                  const void *sums, const void *gradient, void *logits_gradient);
 // Reads memory (aligned to 8 bytes) as fast as it can; `sum` (8 bytes) gets what depends on all of it.
 LEANSEEK_API int32_t leanseek_stream(int32_t variant, int32_t threads, const void *data, int64_t bytes, void *sum);
 // Multiplies int8 numbers in registers; `out` (2 x 8 bytes) gets how many operations that were.

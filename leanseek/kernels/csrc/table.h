@@ -39,6 +39,10 @@ struct leanseek_table {
     int (*learn_backward)(int threads, const leanseek_experts *experts);
     int (*attend_forward)(int threads, const leanseek_attention *attention);
     int (*attend_backward)(int threads, const leanseek_attention *attention);
+    int (*likelihood)(int threads, const float *logits, const int64_t *targets, int64_t rows, int64_t width, float scale,
+                      float *found, float *sums);
+    int (*likelihood_backward)(int threads, const float *logits, const int64_t *targets, int64_t rows, int64_t width,
+                               float scale, const float *sums, const float *gradient, float *logits_gradient);
     int (*stream)(int threads, const void *data, int64_t bytes, void *sum);
     int (*peak)(int threads, int64_t pieces, void *out);
 };

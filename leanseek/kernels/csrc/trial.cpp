@@ -146,6 +146,32 @@ void norm(const std::vector<std::string> &variants, int64_t rows, int64_t width)
     }
 }
 
+void likelihoods(const std::vector<std::string> &variants, int64_t rows, int64_t width) {
+    const size_t count = size_t(rows * width), high = static_cast<size_t>(rows);
+    std::vector<float> logits(count), slope(high), first;
+    fill(logits), fill(slope);
+    std::vector<int64_t> targets(high);
+    for (int64_t &one : targets) one = below(width);
+    for (const std::string &name : variants) {
+        const int v = leanseek_variant(name.c_str());
+        std::vector<float> got(count + 2 * high);
+        float *found = got.data() + count, *sums = found + high;
+        const auto forward = [&] {
+            return leanseek_likelihood(v, 3, logits.data(), targets.data(), rows, width, 0.7f, found, sums);
+        };
+        expect(!forward() && !leanseek_likelihood_backward(v, 3, logits.data(), targets.data(), rows, width, 0.7f, sums,
+                                                           slope.data(), got.data()),
+               "likelihood", name, rows, width, 0);
+        if (first.empty()) first = got;
+        expect(near(got, first, 1e-5f), "likelihood differs", name, rows, width, 0);
+        if (targets.empty()) continue;
+        const int64_t before = targets[0];
+        targets[0] = width;
+        expect(forward() == LEANSEEK_BAD_TOKEN, "a wrong token passed", name, rows, width, 0);
+        targets[0] = before;
+    }
+}
+
 // Texts with and without something cached before them.
 void attention(const std::vector<std::string> &variants, int64_t heads, int64_t nope, int64_t turned, int64_t value) {
     const int64_t lengths[3] = {1 + below(90), 1 + below(20), 1}, before[3] = {0, below(80), below(200)};
@@ -289,6 +315,7 @@ int main(int count, char **arguments) {
         stored(variants, 1 + round % 2, below(round % 5 ? 12 : 100), 1 + below(300), 1 + below(200), 1 + below(6));
         norm(variants, below(200), 1 + below(200));
         learning(variants, below(round % 5 ? 30 : 400), 16 * (1 + below(6)), 16 * (1 + below(6)), 1 + below(5), 1 + below(3));
+        likelihoods(variants, below(90), 1 + below(round % 5 ? 60 : 30000));
         causal(variants, 1 + below(4), 2 + 2 * below(20), 16 * (1 + below(4)));
         decoding(variants, kinds[round % 3], kinds[round / 3 % 3]);
         attention(variants, 1 + below(4), 2 * below(20), 2 + 2 * below(20), 16 * (1 + below(4)));

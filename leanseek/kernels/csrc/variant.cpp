@@ -7,6 +7,7 @@
 #include "decoder.h"
 #include "flash.h"
 #include "learning.h"
+#include "likelihood.h"
 #include "measure.h"
 #include "norm.h"
 #include "pack.h"
@@ -21,7 +22,7 @@ const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)();
 const leanseek_table *LEANSEEK_NAME(LEANSEEK_VARIANT)() {
     static const leanseek_table table = {rms_norm, rms_norm_backward, pack, packed_linear, packed_experts, decode,
                                          panels_product, expanded_attention, stored_linear, stored_experts,
-                                         learn_forward, learn_backward, attend_forward, attend_backward, stream,
-                                         peak};
+                                         learn_forward, learn_backward, attend_forward, attend_backward, likelihood,
+                                         likelihood_backward, stream, peak};
     return &table;
 }

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from leanseek.kernels.likelihood import log_likelihood
 from leanseek.kernels.linear import linear
 from leanseek.model.transformer import Transformer
 
@@ -65,11 +65,11 @@ def token_logprobs(
     """
     rows = len(targets_M) if most_logits is None else max(1, most_logits // model.config.vocab_size)
     if rows >= len(targets_M):
-        return -F.cross_entropy(_scaled(model.logits(hidden_MD), temperature, support), targets_M, reduction="none")
+        return log_likelihood(_drawable(model.logits(hidden_MD), support), targets_M, temperature)
     if model.lm_head.packed is not None:  # it has no gradient of its own to be added up
 
         def tile(some_MD: Tensor, some_M: Tensor, part: Support | None) -> Tensor:
-            return -F.cross_entropy(_scaled(model.logits(some_MD), temperature, part), some_M, reduction="none")
+            return log_likelihood(_drawable(model.logits(some_MD), part), some_M, temperature)
 
         return torch.cat(
             [
@@ -98,8 +98,8 @@ class _Tiles(torch.autograd.Function):
         ctx.rest = (temperature, rows, support)
         found_M = hidden_MD.new_empty(len(targets_M), dtype=torch.float32)
         for first, last, part in _tiles(len(targets_M), rows, support):
-            logits_MW = _scaled(linear(hidden_MD[first:last], head_WD), temperature, part)
-            found_M[first:last] = _chosen(logits_MW, targets_M[first:last]) - logits_MW.logsumexp(-1)
+            logits_MW = _drawable(linear(hidden_MD[first:last], head_WD), part)
+            found_M[first:last] = log_likelihood(logits_MW, targets_M[first:last], temperature)
         return found_M
 
     @staticmethod
@@ -111,7 +111,9 @@ class _Tiles(torch.autograd.Function):
         head_gradient = torch.zeros_like(head_WD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for first, last, part in _tiles(len(targets_M), rows, support):
             some_MD, gradient_M = hidden_MD[first:last], gradients[0][first:last] / temperature
-            logits_MW = _scaled(linear(some_MD, head_WD), temperature, part)
+            logits_MW = _drawable(linear(some_MD, head_WD), part)
+            if temperature != 1.0:
+                logits_MW = logits_MW / temperature
             # d log p(target) / d logits = one at the target, less the probabilities.
             slope_MW = torch.softmax(logits_MW, dim=-1, out=logits_MW).mul_(-gradient_M[:, None])
             slope_MW[torch.arange(last - first, device=targets_M.device), targets_M[first:last]] += gradient_M
@@ -133,12 +135,6 @@ def _tiles(count: int, rows: int, support: Support | None) -> Iterator[tuple[int
         yield first, last, None if support is None else support.part(first, last)
 
 
-def _scaled(logits_MW: Tensor, temperature: float, support: Support | None) -> Tensor:
+def _drawable(logits_MW: Tensor, support: Support | None) -> Tensor:
     logits_MW = logits_MW.float()
-    if temperature != 1.0:
-        logits_MW = logits_MW / temperature
     return logits_MW if support is None else support.hide(logits_MW)
-
-
-def _chosen(logits_MW: Tensor, targets_M: Tensor) -> Tensor:
-    return logits_MW.gather(1, targets_M[:, None]).squeeze(1)

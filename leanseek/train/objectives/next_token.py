@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from leanseek.data.batches import IGNORED, Batch
@@ -97,9 +96,7 @@ def cross_entropy(model: Transformer, hidden_TD: Tensor, targets_T: Tensor, most
         hidden_TD, targets_T = hidden_TD[learnt], targets_T[learnt]
     if targets_T.numel() == 0:
         return hidden_TD.sum() * 0.0
-    if most_logits is not None:
-        return -token_logprobs(model, hidden_TD, targets_T, most_logits=most_logits).mean()
-    return F.cross_entropy(model.logits(hidden_TD).float(), targets_T)
+    return -token_logprobs(model, hidden_TD, targets_T, most_logits=most_logits).mean()
 
 
 @torch.no_grad()

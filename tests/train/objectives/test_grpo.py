@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from leanseek.cost.ledger import Charge
+from leanseek.kernels.likelihood import log_likelihood
 from leanseek.model.experts import Routing
 from leanseek.model.segments import Segments
 from leanseek.model.transformer import Transformer
@@ -245,7 +246,7 @@ def first_form(model: Transformer, groups: Sequence[Group]) -> torch.Tensor:
     packed = GroupBatch(groups).packed
     hidden_TD = model(packed.tokens_T, GroupBatch(groups).segments, routing=Routing(replay_TNK=packed.replay_TNK))
     logits_MW = model.logits(hidden_TD.index_select(0, packed.rows_M)).float()
-    logprobs_M = -torch.nn.functional.cross_entropy(logits_MW, packed.targets_M, reduction="none")
+    logprobs_M = log_likelihood(logits_MW, packed.targets_M)
     ratio_M = torch.exp(logprobs_M - packed.old_M)
     clipped_M = ratio_M.clamp(1 - 0.2, 1 + 0.28)
     return -torch.minimum(ratio_M * packed.advantages_M, clipped_M * packed.advantages_M).mean()

@@ -13,7 +13,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 import leanseek
 from leanseek import variables
-from leanseek.cli.overrides import split_settings
 from leanseek.errors import LeanseekError, UsageError
 from leanseek.log import say
 
@@ -108,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(tokens: list[str]) -> None:
     settings = None
     if tokens and tokens[0] in WITH_SETTINGS:
+        from leanseek.cli.overrides import split_settings
+
         rest, settings = split_settings(tokens[1:], section=None if tokens[0] == "make" else tokens[0])
         tokens = [tokens[0], *rest]
     line = app(tokens[0] if tokens else None)

@@ -7,9 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from leanseek.assignment import assignment
 from leanseek.cli.columns import columns
 from leanseek.cost.calibration import load_this, save_this
 from leanseek.cost.carbon import Grid, format_grams, parse_grid
@@ -39,12 +38,14 @@ from leanseek.cost.summary import (
 from leanseek.cost.training import TrainingPlan, plan_training
 from leanseek.errors import UsageError
 from leanseek.files import write_atomic
-from leanseek.forecast import INFORMATIVE, StageForecast, as_summary, forecast
 from leanseek.log import progress
 from leanseek.model.config import ModelConfig
-from leanseek.run import Run, model_folder
-from leanseek.settings import Recipe, load_recipe, recipe_names
 from leanseek.units import format_count, format_joules, format_percent, format_seconds, format_usd
+
+# Recipes and their tasks take longer to import than a model's plan takes; it has no need of them.
+if TYPE_CHECKING:
+    from leanseek.forecast import StageForecast
+    from leanseek.settings import Recipe
 
 # Pages work out carbon for somebody's electricity: the world's, where nobody says.
 USUAL_GRID = "world"
@@ -130,6 +131,8 @@ def plan(
         print(_page(f"kept in {save_this(row)}", [row_table(row), _rates_table(rates)]))
         return
     if model is not None and on is None and not (tokens or serve or rl) and (recipe := _recipe(model)) is not None:
+        from leanseek.assignment import assignment
+
         whose = parse_grid(grid) if grid is not None else None
         if (asked := assignment(recipe)) is not None and recipe.device != "cpu":
             spread = _layout(layout, asked.layout.precision) or asked.layout
@@ -314,6 +317,9 @@ def measure(clock: Callable[[], float] = time.perf_counter, seconds: float = 0.1
 
 def _recipe(name: str) -> Recipe | None:
     """Return the recipe that a name, a .toml file or a run folder stands for; None: it is none of those."""
+    from leanseek.run import Run
+    from leanseek.settings import load_recipe, recipe_names
+
     path = Path(name)
     if path.is_dir() and Run.is_run(path):
         return Run.open(path).recipe
@@ -321,6 +327,8 @@ def _recipe(name: str) -> Recipe | None:
 
 
 def _plan_recipe(recipe: Recipe, whose: Grid | None, json: bool) -> None:
+    from leanseek.forecast import INFORMATIVE, as_summary, forecast
+
     rates = load_rates()
     if rates is None:
         raise UsageError("this machine has not been measured yet; run: leanseek plan --calibrate")
@@ -381,8 +389,11 @@ def _rates_table(rates: Rates) -> Table:
 
 def _folder(model: str) -> str:
     """Return the folder of a run's newest checkpoint; anything else as it is."""
-    path = Path(model)
-    return str(model_folder(path)) if path.is_dir() and Run.is_run(path) else model
+    if not (path := Path(model)).is_dir():
+        return model
+    from leanseek.run import Run, model_folder
+
+    return str(model_folder(path)) if Run.is_run(path) else model
 
 
 def _layout(text: str | None, precision: str) -> Layout | None:

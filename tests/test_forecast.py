@@ -102,8 +102,17 @@ def test_every_stage_of_a_line_is_foretold():
     assert [one.stage for one in staged] == list(load_recipe("r1-laptop").line)
     assert all(one.seconds > 0 and one.tokens > 0 for one in staged)
     found, usual = ({one.stage: one for one in all_of} for all_of in (staged, plain))
-    # The same work for half the steps, and a rubric costs nothing.
-    assert found["reasoning"].seconds == pytest.approx(usual["grpo"].seconds / 2)
+    # The same work for half the steps, in which more groups teach, and a rubric costs nothing.
+    half, more = usual["grpo"].parts, forecast_module.informative(60, 8) / forecast_module.informative(120, 8)
+    assert found["reasoning"].parts["batches"] == pytest.approx(half["batches"] / 2)
+    assert 0.5 < found["reasoning"].parts["learning"] / half["learning"] < 0.5 * more
     assert found["pretrain"] == usual["pretrain"] and found["eval"].tokens > usual["eval"].tokens / 2
     merged = {one.stage: one for one in forecast(load_recipe("specialists-laptop"), RATES)}
     assert merged["adder"].seconds < merged["sft"].seconds + usual["grpo"].seconds and merged["merged"].seconds > 1
+
+
+def test_groups_teach_while_some_of_their_replies_are_wrong():
+    shares = [forecast_module.informative(steps, 8) for steps in (1, 10, 100, 1000)]
+    assert shares[0] == pytest.approx(1 - 2 / 2**8) and shares == sorted(shares, reverse=True)
+    # A group of more replies has a wrong one for longer.
+    assert forecast_module.informative(100, 16) > shares[2] > forecast_module.informative(100, 4)

@@ -327,7 +327,7 @@ def _recipe(name: str) -> Recipe | None:
 
 
 def _plan_recipe(recipe: Recipe, whose: Grid | None, json: bool) -> None:
-    from leanseek.forecast import INFORMATIVE, as_summary, forecast
+    from leanseek.forecast import HALVED_STEPS, WRONG, as_summary, forecast
 
     rates = load_rates()
     if rates is None:
@@ -344,7 +344,8 @@ def _plan_recipe(recipe: Recipe, whose: Grid | None, json: bool) -> None:
     where = [("of a stage", ""), *((one.stage, _shares(one)) for one in stages)]
     notes = [
         (f"energy: {rates.watts:g} W, {METER}",),
-        (f"GRPO: {INFORMATIVE:.0%} of the groups are taken to teach something; replies as long as worked solutions",),
+        (f"GRPO: {WRONG:.0%} of the first replies are taken to be wrong, half as many after {HALVED_STEPS:g} steps",),
+        ("replies are taken to be as long as worked solutions",),
     ]
     if whose is not None:
         grams = format_grams(whose.grams(totals["joules"]))

@@ -36,7 +36,8 @@ def reward(attempt: Attempt, settings: GrpoSettings, environment: Environment | 
         earned += settings.judge_reward * attempt.rewards.get("judge", 0.0)
     if settings.rubric:
         earned += graded(attempt, settings.rubric, environment)
-    if settings.length_reward and attempt.effort is not None:
+    # Among wrong replies brevity would be all that counts, and a model that is often wrong would unlearn to think.
+    if settings.length_reward and attempt.effort is not None and attempt.correct:
         share = len(attempt.output.token_ids) / settings.max_new_tokens
         earned += thrift(share, attempt.effort, settings.length_reward)
     if settings.overlong_tokens:
@@ -57,7 +58,7 @@ def overlong(tokens: int, longest: int, margin: int) -> float:
 
 
 def thrift(share: float, effort: str, price: float) -> float:
-    """Return what a reply's length costs at an effort: -min(DEAREST, k(b) share), k(b) = price exp(-(b - b_low) / tau).
+    """Return what a right reply's length costs: -min(DEAREST, k(b) share), k(b) = price exp(-(b - b_low) / tau).
 
     Args:
         share: the reply's tokens over the most that it may have.

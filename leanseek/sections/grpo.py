@@ -74,7 +74,7 @@ class GrpoSettings(LoraSettings):
     )
     judge_reward: float = Field(0.5, ge=0, description="what its best grade adds to a right reply's reward")
     length_reward: float = Field(
-        0.0, ge=0, description="with efforts: what a longest reply loses at low effort, less at higher ones; 0: nothing"
+        0.0, ge=0, description="with efforts: what a longest right reply loses at low effort, less above; 0: nothing"
     )
     overlong_tokens: int = Field(
         0, ge=0, description="last tokens of max_new_tokens over which DAPO's penalty grows to 1; 0: no penalty"

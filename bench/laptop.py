@@ -106,13 +106,14 @@ def summary_row(recipe: str, seed: int, folder: Path) -> dict[str, Any]:
     summary, line = run.summary, run.recipe.line
     taught = [name for name, kind in line.items() if kind in ("sft", "grpo", "distill")]
     models = [*(["base"] if "pretrain" in line else []), *taught]
+    first = taught[0] if len(taught) > 1 else models[0]  # what is gained on: the first that can answer at all
     practised = [summary[name] for name, kind in line.items() if kind == "grpo"]
     totals = summary["totals"]
     figures = row(f"make {recipe}, seed {seed}", "s", [totals["seconds"]], packages=("torch", "tokenizers"))
     accuracy = {
         name: {
             **{model: found[model] for model in models},
-            "gain_points": 100 * (found[taught[-1]] - found[taught[0]]),
+            "gain_points": 100 * (found[taught[-1]] - found[first]),
             "n": found["n"],
             "interval": found["interval"],
             "sound": found["sound"],

@@ -75,7 +75,7 @@ PEER_SETTINGS = (
     (*_FP32, "--cb-num-blocks", "256", "--cb-max-batch-tokens", "256"),
     (*_FP32, "--cb-num-blocks", "64", "--cb-max-batch-tokens", "1024"),
 )
-PEER_BEST = _FP32
+PEER_BEST = PEER_SETTINGS[-1]
 
 
 def make_folder(folder: Path, kind: str) -> None:

@@ -91,16 +91,9 @@ def causal_attention_reference(
 
 
 @native_implementation("causal_attention")
-def _causal_attention(
-    variant: str,
-    q_THD: Tensor,
-    kv_THX: Tensor,
-    k_rope_TR: Tensor,
-    rotations_TR: Tensor,
-    spans_S4: Tensor,
-    scale: float,
-) -> Tensor:
-    out: Tensor = _Causal.apply(variant, q_THD, kv_THX, k_rope_TR, rotations_TR, spans_S4, scale)
+def _causal_attention(variant: str, *given: Any) -> Tensor:
+    *tensors, scale = given
+    out: Tensor = _Causal.apply(variant, scale, *tensors)
     return out
 
 
@@ -116,18 +109,12 @@ class _Attention(ctypes.Structure):
 
 
 class _Causal(torch.autograd.Function):
+    """The op, both ways; `tensors` are its first five arguments."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        variant: str,
-        q_THD: Tensor,
-        kv_THX: Tensor,
-        k_rope_TR: Tensor,
-        rotations_TR: Tensor,
-        spans_S4: Tensor,
-        scale: float,
-    ) -> Tensor:
-        tensors = [t.contiguous() for t in (q_THD, kv_THX, k_rope_TR, rotations_TR, spans_S4)]
+    def forward(ctx: Any, variant: str, scale: float, *tensors: Tensor) -> Tensor:
+        tensors = tuple(t.contiguous() for t in tensors)
+        q_THD, kv_THX, k_rope_TR = tensors[:3]
         tokens, heads, channels = q_THD.shape
         out_THV = q_THD.new_empty(tokens, heads, kv_THX.shape[-1] - channels + k_rope_TR.shape[-1])
         logs_HT = q_THD.new_empty(heads, tokens)
@@ -147,7 +134,7 @@ class _Causal(torch.autograd.Function):
         given.out_gradient = out_gradient.data_ptr()
         given.queries_gradient, given.keys_values_gradient, given.rope_gradient = (t.data_ptr() for t in found)
         native.call("attend_backward", ctx.variant, ctypes.addressof(given))
-        return None, *found, None, None, None
+        return None, None, *found, None, None
 
 
 def _given(

@@ -13,6 +13,7 @@ from leanseek.model.attention import LatentAttention
 from leanseek.model.config import ModelConfig
 from leanseek.model.segments import Segments
 from tests.conftest import TINY
+from tests.kernels.threads import assert_threads_change_no_bit
 
 KERNELS = [one for one in registry.implementations("causal_attention") if one.name != "reference"]
 # One token; blocks of queries that are whole and not, with and without a prefix; texts that share one.
@@ -62,15 +63,7 @@ def kernel():
 
 def test_threads_change_no_bit():
     function, given = kernel(), inputs(SEGMENTS["shared"])
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients(function, *given))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert_threads_change_no_bit(lambda: gradients(function, *given))
 
 
 def test_scores_may_be_large():

@@ -11,6 +11,7 @@ from leanseek.kernels import learning, registry
 from leanseek.kernels.invariance import invariant
 from leanseek.kernels.learning import learning_experts, learning_experts_reference
 from leanseek.model.layers import SwiGLU
+from tests.kernels.threads import assert_threads_change_no_bit
 
 KERNELS = [one for one in registry.implementations("learning_experts") if one.name != "reference"]
 
@@ -71,15 +72,7 @@ def kernel():
 
 def test_threads_change_no_bit():
     function, given = kernel(), inputs(300, 2)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients(function, *given))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert_threads_change_no_bit(lambda: gradients(function, *given))
 
 
 def test_callers_at_once_do_not_meet():

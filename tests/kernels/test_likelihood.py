@@ -10,6 +10,7 @@ import torch
 from leanseek.errors import KernelError
 from leanseek.kernels import registry
 from leanseek.kernels.likelihood import log_likelihood, log_likelihood_reference
+from tests.kernels.threads import assert_threads_change_no_bit
 
 KERNELS = [one for one in registry.implementations("log_likelihood") if one.name != "reference"]
 
@@ -64,15 +65,8 @@ def test_what_is_not_a_number_is_not_hidden(one):
 def test_threads_change_no_bit():
     if registry.chosen("log_likelihood") is None:
         pytest.skip(registry.choose("log_likelihood").reason)
-    before, given = torch.get_num_threads(), (*inputs(300, 512), 1.0)
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients(log_likelihood, *given))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    given = (*inputs(300, 512), 1.0)
+    assert_threads_change_no_bit(lambda: gradients(log_likelihood, *given))
 
 
 @pytest.mark.parametrize("wrong", [-1, 5])

@@ -7,6 +7,7 @@ import torch
 
 from leanseek.kernels import registry
 from leanseek.kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from tests.kernels.threads import assert_threads_change_no_bit
 
 OPS = {"rms_norm": rms_norm_reference, "add_rms_norm": add_rms_norm_reference}
 KERNELS = [one for op in OPS for one in registry.implementations(op) if one.name != "reference"]
@@ -78,15 +79,8 @@ def native(op):
 
 
 def test_threads_change_no_bit():
-    function, before = native("add_rms_norm"), torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients("add_rms_norm", function, (1000, 48)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    function = native("add_rms_norm")
+    assert_threads_change_no_bit(lambda: gradients("add_rms_norm", function, (1000, 48)))
 
 
 def test_training_and_drawing_have_the_same_bits():
